@@ -1,0 +1,68 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make the environment first, once.
+#   make setup    the environment alone: .venv, with the pad-dist command in it
+#   make lint     style, formatting, types and import contracts      make format    repair style
+#   make clean    remove what was made here: .venv, runs, caches
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?=
+
+TORCH := $(shell grep '^torch==' requirements/common.txt)
+PIP := $(VENV)/bin/python -m pip
+# DeepSpeed compiles with the ninja that lies in the environment, and looks for it on PATH.
+RUN := PATH="$(abspath $(VENV))/bin:$$PATH"
+
+# More threads than cores makes the ranks spin instead of working.
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo test lint format clean preflight
+
+setup: $(VENV)/.ready
+
+demo: setup
+	$(RUN) pad-dist run --config configs/demo.yaml --out runs/demo
+
+test: lint
+	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+format: setup
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What pip cannot bring is checked first, every time, so that nothing starts that cannot end.
+preflight:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo 'Python 3.11: "$(PYTHON)" is not one; install it: Debian or Ubuntu: apt-get install -y python3.11 python3.11-venv python3.11-dev; Fedora or RHEL: dnf install -y python3.11 python3.11-devel; macOS: brew install python@3.11; or name yours: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -m pad_dist.doctor
+
+# --no-deps: the lock is complete, and torchrec's own metadata would pull a CUDA fbgemm over the CPU one.
+$(VENV)/.locked: $(wildcard requirements/*.txt) | preflight
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --no-deps --retries 0 --index-url $(TORCH_INDEX) $(TORCH) || { \
+	  echo "$(TORCH_INDEX) did not serve $(TORCH): taking it from pip's default index"; \
+	  $(PIP) install --no-deps $(TORCH); }
+	$(PIP) install --no-deps -r requirements/cpu.txt
+	@touch $@
+
+# DeepSpeed's shared-memory op is compiled here, so that no first run waits for it.
+$(VENV)/.ready: $(VENV)/.locked pyproject.toml | preflight
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@echo "Compiling DeepSpeed's shared-memory op (once, about a minute)"
+	$(RUN) DS_ACCELERATOR=cpu python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as op; op().load(verbose=False)'
+	$(RUN) python -c 'import pyspark, torchrec, transformers'
+	@touch $@
+	@echo "Ready: $(VENV)/bin/pad-dist"

@@ -1,0 +1,1 @@
+"""Entry scripts for deepspeed and torchrun."""

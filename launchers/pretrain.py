@@ -1,0 +1,10 @@
+"""Train the pretrain stage: deepspeed launchers/pretrain.py --config configs/demo.yaml [section.key=value ...]."""
+
+from pad_dist.threads import limit_threads
+
+limit_threads()
+
+from pad_dist.launch import train_main
+
+if __name__ == "__main__":
+    train_main("pretrain")

@@ -1,0 +1,64 @@
+"""The jagged batch: what one rank takes through one training step.
+
+Shape suffixes used in the library: B sequences of this rank, P positions (all
+sequences end to end, padding-free), U unique items of the batch, K shared
+negatives, L context length, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Rows = dict[str, Tensor]
+"""What was looked up for `Batch.items`, once each: "id" and "aligned" [U, D] (trainable),
+"text" [U, text_dim], "bin" [U] int64."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's slice of a global batch; items are named by their place in `items`.
+
+    Attributes:
+        items: [U] item_index of each unique item, ascending; 0 (padding) may be one.
+        lengths: [B] positions per sequence, each at most L.
+        inputs: [P] place in `items` of the item read at each position.
+        targets: [P] place in `items` of the next item.
+        negatives: [P] one per position, or [K] shared by all (`shared_negatives`).
+        occurrences: [U] float, how often each item stands in the GLOBAL batch's padded
+            tables of positives and negatives, as seen from this rank: summed over ranks
+            it is the global count (MK-MMD's sample weights).
+        positions: [] number of positions in the GLOBAL batch.
+        shared_negatives: whether `negatives` is [K].
+    """
+
+    items: Tensor
+    lengths: Tensor
+    inputs: Tensor
+    targets: Tensor
+    negatives: Tensor
+    occurrences: Tensor
+    positions: Tensor
+    shared_negatives: bool
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """One rank's users of one ranking step.
+
+    Attributes:
+        items: [U] item_index of each unique item of the contexts, ascending.
+        lengths: [B] context length, each from 1 to L.
+        inputs: [P] place in `items` of each context item, oldest first.
+        targets: [B] item_index of the held-out item.
+        history: [H] item_index of all earlier items of each user, end to end.
+        history_lengths: [B] earlier items per user.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    inputs: Tensor
+    targets: Tensor
+    history: Tensor
+    history_lengths: Tensor

@@ -1,0 +1,155 @@
+"""Batches of one rank, built from shards by vectorised NumPy (METHOD, data and split)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pad_dist.config import LossConfig
+from pad_dist.data.batches import Batch, EvalBatch
+from pad_dist.data.dataset import Dataset, ranges
+from pad_dist.data.negatives import shared_negatives, uniform_negatives
+from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
+
+Ints = NDArray[np.int64]
+T = TypeVar("T")
+
+HELD_OUT = 2
+"""Training never sees the last items of a history: the validation and the test target."""
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    epoch: int,
+    seed: int,
+    batch_size: int,
+    max_length: int,
+    loss: LossConfig,
+    rank: int,
+    world_size: int,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """This rank's slices of the epoch's global batches, one built ahead in a thread.
+
+    A user's sample is the last L + 1 items of the train part, seq[:-2]: the input
+    all but the last, the target all but the first. A train part of one item has
+    nothing to predict and takes no part in its batch.
+
+    Every rank gets steps_per_epoch(dataset.users, batch_size) - start_step batches,
+    with B = P = 0 where its slice is empty. `items` always starts with 0, padding,
+    so that it is never empty. `occurrences` counts the sample tables, [B, L + 1] with
+    left padding, and the negatives: for bce a table of the same shape (one draw per
+    item of the sample, the last one used for counting only), for shared negatives
+    the [K] ids, counted on rank 0 alone.
+
+    `positions` is the count of THIS rank: the training loop sums it over ranks.
+    """
+
+    def build() -> Iterator[Batch]:
+        steps = epoch_batches(seed, epoch, dataset.shard_rows, batch_size, start_step)
+        for step, rows in enumerate(steps, start_step):
+            mine = rank_slice(rows, rank, world_size)
+            if loss.kind == "bce":
+                yield _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0)
+            else:
+                shared = shared_negatives(seed, epoch, step, loss.negatives, dataset.items)
+                yield _train_batch(dataset, mine, max_length, (seed, epoch), shared, float(rank == 0))
+
+    return _prefetch(build())
+
+
+def eval_batches(
+    dataset: Dataset, split: Literal["valid", "test"], *, batch_size: int, max_length: int, rank: int, world_size: int
+) -> Iterator[EvalBatch]:
+    """This rank's slices of all users in shard order; the target is seq[-2] (valid) or seq[-1] (test).
+
+    The context is the last L items before the target, the history all of them.
+    Every rank gets the same number of batches, with B = 0 where its slice is empty.
+    `items` always starts with 0, so that it is never empty.
+    """
+
+    def build() -> Iterator[EvalBatch]:
+        for step in range(steps_per_epoch(dataset.users, batch_size)):
+            rows = np.arange(step * batch_size, min((step + 1) * batch_size, dataset.users))
+            yield _eval_batch(dataset, rank_slice(rows, rank, world_size), split, max_length)
+
+    return _prefetch(build())
+
+
+def _train_batch(
+    dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int], shared: Ints | None, negative_weight: float
+) -> Batch:
+    offsets, histories = dataset.gather(rows)
+    starts, stops = offsets[:-1], offsets[1:] - HELD_OUT
+    kept = stops - starts >= 2
+    rows, starts, stops = rows[kept], starts[kept], stops[kept]
+    sizes = np.minimum(stops - starts, max_length + 1)
+    sample = histories[ranges(stops - sizes, sizes)]
+    padding = len(sizes) * (max_length + 1) - len(sample)
+
+    ends = np.cumsum(sizes)
+    is_input = np.ones(len(sample), bool)
+    is_input[ends - 1] = False
+    is_target = np.ones(len(sample), bool)
+    is_target[ends - sizes] = False
+
+    if shared is None:
+        lengths = stops - starts
+        train_items = histories[ranges(starts, lengths)]
+        negatives = uniform_negatives(*key, rows, sizes, train_items, lengths, dataset.items)
+        padding *= 2
+    else:
+        negatives = shared
+
+    entries = np.concatenate([[0], sample, negatives])
+    weights = np.concatenate([[padding], np.ones(len(sample)), np.full(len(negatives), negative_weight)])
+    items, places = np.unique(entries, return_inverse=True)
+    sample_places, negative_places = places[1 : len(sample) + 1], places[len(sample) + 1 :]
+    targets = sample_places[is_target]
+    return Batch(
+        items=_tensor(items),
+        lengths=_tensor(sizes - 1),
+        inputs=_tensor(sample_places[is_input]),
+        targets=_tensor(targets),
+        negatives=_tensor(negative_places[is_input] if shared is None else negative_places),
+        occurrences=torch.from_numpy(np.bincount(places, weights).astype(np.float32)),
+        positions=torch.tensor(len(targets)),
+        shared_negatives=shared is not None,
+    )
+
+
+def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:
+    offsets, histories = dataset.gather(rows)
+    target = offsets[1:] - (2 if split == "valid" else 1)
+    lengths = target - offsets[:-1]
+    sizes = np.minimum(lengths, max_length)
+    context = histories[ranges(target - sizes, sizes)]
+    items, places = np.unique(np.concatenate([[0], context]), return_inverse=True)
+    return EvalBatch(
+        items=_tensor(items),
+        lengths=_tensor(sizes),
+        inputs=_tensor(places[1:]),
+        targets=_tensor(histories[target]),
+        history=_tensor(histories[ranges(offsets[:-1], lengths)]),
+        history_lengths=_tensor(lengths),
+    )
+
+
+def _tensor(values: Ints) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64))
+
+
+def _prefetch(batches: Iterator[T]) -> Iterator[T]:
+    """Build the next batch in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = pool.submit(next, batches, None)
+            yield batch

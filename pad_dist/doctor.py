@@ -1,0 +1,290 @@
+"""What a machine must have before pad_dist runs on it, and the exact fix for what it lacks.
+
+`diagnose` is behind `pad-dist doctor`. `python -m pad_dist.doctor` is the part that can be checked
+before anything is installed: it needs the standard library alone, and `make` runs it first.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+ENGINES = {
+    "torch": "2.13.0",
+    "torchrec": "1.8.0",
+    "deepspeed": "0.19.8",
+    "pyspark": "4.3.0",
+    "transformers": "5.23.0",
+    "pandas": "2.3.3",
+}
+"""The versions of requirements/ that were run together; pyspark needs pandas < 3."""
+
+FBGEMM = "1.8.0"
+"""torchrec and fbgemm must share the minor version."""
+
+_FBGEMM_FIX = (
+    "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && "
+    f"pip install --no-deps fbgemm-gpu-cpu=={FBGEMM} torchrec=={ENGINES['torchrec']}"
+)
+_JAVA = 17
+_STALE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was looked for, what is there, and what to do when that is not enough."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    """The interpreter the lock files are for, able to make a virtual environment."""
+    found = ".".join(str(part) for part in version)
+    has_venv = importlib.util.find_spec("ensurepip") is not None
+    fix = _install(
+        debian="apt-get install -y python3.11 python3.11-venv python3.11-dev",
+        fedora="dnf install -y python3.11 python3.11-devel",
+        macos="brew install python@3.11",
+    )
+    ok = version[:2] == (3, 11) and has_venv
+    return Check("Python 3.11", ok, found if has_venv else f"{found} without venv", fix)
+
+
+def check_java(env: Mapping[str, str]) -> Check:
+    """Java 17 or newer where Spark looks: JAVA_HOME/bin when it is set, else PATH."""
+    name = "Java 17 or newer"
+    fix = _install(
+        debian="apt-get install -y openjdk-17-jre-headless || apt-get install -y openjdk-21-jre-headless",
+        fedora="dnf install -y java-21-openjdk-headless",
+        macos='brew install openjdk@21 && export JAVA_HOME="$(brew --prefix openjdk@21)"',
+    )
+    home = env.get("JAVA_HOME")
+    java = f"{home}/bin/java" if home else shutil.which("java", path=env.get("PATH", ""))
+    if java is None:
+        return Check(name, False, "no java on PATH", fix)
+    if not os.access(java, os.X_OK):
+        return Check(name, False, f"JAVA_HOME has no {java}", f"unset JAVA_HOME, or: {fix}")
+    answer = _run([java, "-version"])
+    match = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
+    if match is None:
+        return Check(name, False, f"{java} gives no version: {_last_line(answer)}", fix)
+    if home and int(match[1]) < _JAVA:
+        fix = f"unset JAVA_HOME or point it at Java 17 or newer, after: {fix}"
+    return Check(name, int(match[1]) >= _JAVA, f"{match[1]} ({java})", fix)
+
+
+def check_compiler(env: Mapping[str, str]) -> Check:
+    """A C++ compiler that can build a Python extension: DeepSpeed compiles one on CPU."""
+    name = "C++ compiler"
+    fix = _install(
+        debian="apt-get install -y g++ python3.11-dev",
+        fedora="dnf install -y gcc-c++ python3.11-devel",
+        macos="xcode-select --install",
+    )
+    command = env.get("CXX") or "c++"
+    compiler = shutil.which(command, path=env.get("PATH", ""))
+    if compiler is None:
+        return Check(name, False, f"no {command} on PATH", fix)
+    include = f"-I{sysconfig.get_paths()['include']}"
+    source = "#include <Python.h>\n#include <vector>\n"
+    answer = _run([compiler, "-std=c++17", include, "-fsyntax-only", "-x", "c++", "-"], stdin=source, env=env)
+    if answer.returncode:
+        error = next((line for line in answer.stderr.splitlines() if "error" in line), _last_line(answer))
+        return Check(name, False, f"{compiler} fails: {error}", fix)
+    return Check(name, True, compiler, fix)
+
+
+def check_ninja(env: Mapping[str, str]) -> Check:
+    """The build tool of DeepSpeed's op, on PATH or beside this interpreter."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", "")])
+    ninja = shutil.which("ninja", path=path)
+    return Check("ninja", ninja is not None, ninja or "none", "pip install ninja")
+
+
+def check_compile_lock(env: Mapping[str, str], now: float | None = None) -> Check:
+    """No lock of a killed compilation, on which every later run would wait for ever."""
+    root = Path(env.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    now = time.time() if now is None else now
+    stale = [str(lock) for lock in sorted(root.glob("**/lock")) if now - lock.stat().st_mtime > _STALE_SECONDS]
+    return Check("compilation lock", not stale, ", ".join(stale) or "none left over", "rm " + " ".join(stale))
+
+
+def check_versions(installed: Mapping[str, str]) -> list[Check]:
+    """The engines, at the versions that were run together. `installed`: distribution name to version."""
+    checks = []
+    for name, wanted in ENGINES.items():
+        found = installed.get(name)
+        cpu = " --index-url https://download.pytorch.org/whl/cpu" if name == "torch" else ""
+        fix = f"pip install --no-deps{cpu} {name}=={wanted}"
+        checks.append(Check(f"{name} {wanted}", _public(found) == wanted, found or "not installed", fix))
+    return checks
+
+
+def check_fbgemm(installed: Mapping[str, str], system: str | None = None) -> Check:
+    """One fbgemm, of the kind that torch is, of torchrec's minor version.
+
+    `pip install torchrec` writes a CUDA fbgemm-gpu over the files of fbgemm-gpu-cpu.
+    """
+    name = "one fbgemm that fits torchrec"
+    cpu, cuda = installed.get("fbgemm-gpu-cpu"), installed.get("fbgemm-gpu")
+    if cpu and cuda:
+        return Check(name, False, f"fbgemm-gpu {cuda} over fbgemm-gpu-cpu {cpu}", _FBGEMM_FIX)
+    if not cpu and not cuda:
+        # There is no fbgemm for other systems; the torch backend serves one process there.
+        if (system or platform.system()) != "Linux":
+            return Check(name, True, "none for this system: set sparse.backend=torch", "")
+        return Check(name, False, "not installed", _FBGEMM_FIX)
+    if cuda and installed.get("torch", "").endswith("+cpu"):
+        return Check(name, False, f"CUDA fbgemm-gpu {cuda} beside torch {installed['torch']}", _FBGEMM_FIX)
+    version, torchrec = cpu or cuda or "", installed.get("torchrec", "none")
+    found = f"fbgemm {version}, torchrec {torchrec}"
+    kind = "fbgemm-gpu" if cuda else "fbgemm-gpu-cpu"
+    fix = f"pip install --no-deps {kind}=={FBGEMM} torchrec=={ENGINES['torchrec']}"
+    return Check(name, version.split(".")[:2] == torchrec.split(".")[:2], found, fix)
+
+
+def check_files(distribution: metadata.Distribution) -> Check:
+    """The libraries of fbgemm are those its own package wrote: another one may have replaced or removed them."""
+    package = f"{distribution.metadata['Name']} {distribution.version}"
+    libraries = [file for file in distribution.files or [] if file.suffix == ".so"]
+    foreign = []
+    for file in libraries:
+        path = Path(str(file.locate()))
+        if not path.is_file():
+            foreign.append(f"{file} is missing")
+        elif file.hash and _digest(path, file.hash.mode) != file.hash.value:
+            foreign.append(f"{file} is another package's")
+    found = foreign[0] if foreign else f"{len(libraries)} libraries of {package}"
+    return Check("fbgemm's own files", bool(libraries) and not foreign, found, _FBGEMM_FIX)
+
+
+def check_import(module: str, fix: str) -> Check:
+    """The module imports, tried in a process of its own because a bad binary can end the interpreter."""
+    answer = _run([sys.executable, "-c", f"import {module}"])
+    works = answer.returncode == 0
+    return Check(f"import {module}", works, "works" if works else _last_line(answer), fix)
+
+
+def check_disk(out: str, need_gib: float = 2.0) -> Check:
+    """Free space where the run writes: shards, text table and checkpoints."""
+    name = f"{need_gib:g} GiB free disk"
+    if "://" in out and not out.startswith("file://"):
+        return Check(name, True, f"{out} is remote", "")
+    path = Path(out.removeprefix("file://")).absolute()
+    parent = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(parent).free / 2**30
+    return Check(
+        name, free >= need_gib, f"{free:.1f} GiB at {parent}", "free some space, or write elsewhere: --out DIR"
+    )
+
+
+def check_threads(env: Mapping[str, str], cores: int, world_size: int) -> Check:
+    """Ranks times OpenMP threads within the cores: beyond that they spin, and steps take many times longer.
+
+    The launchers give each rank one thread when OMP_NUM_THREADS is not set.
+    """
+    text = env.get("OMP_NUM_THREADS", "1")
+    threads = int(text) if text.isdigit() else 0
+    found = f"{world_size} ranks x OMP_NUM_THREADS={text} on {cores} cores"
+    fix = "export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE"
+    return Check("threads", threads == 1 or 0 < threads * world_size <= cores, found, fix)
+
+
+def preflight(env: Mapping[str, str]) -> list[Check]:
+    """What must be there before anything is installed."""
+    return [check_python(), check_java(env), check_compiler(env)]
+
+
+def diagnose(out: str = ".", world_size: int = 2, env: Mapping[str, str] | None = None) -> list[Check]:
+    """Every check, for a run of `world_size` ranks on this machine that writes to `out`."""
+    env = os.environ if env is None else env
+    distributions = {_canonical(d.metadata["Name"]): d for d in metadata.distributions() if d.metadata["Name"]}
+    installed = {name: d.version for name, d in distributions.items()}
+    fbgemm = check_fbgemm(installed)
+    checks = [*preflight(env), check_ninja(env), check_compile_lock(env), *check_versions(installed), fbgemm]
+    for name in ("fbgemm-gpu-cpu", "fbgemm-gpu"):
+        if name in distributions:
+            checks += [check_files(distributions[name]), check_import("torchrec", _FBGEMM_FIX)]
+            break
+    return [*checks, check_disk(out), check_threads(env, os.cpu_count() or 1, world_size)]
+
+
+def print_checks(checks: Sequence[Check]) -> int:
+    """Print a table; return the exit status, 1 if any check failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "check", "found", "fix")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[red]NO[/]"
+        table.add_row(mark, check.name, check.found, "" if check.ok else check.fix)
+    Console().print(table)
+    return int(not all(check.ok for check in checks))
+
+
+def main() -> int:
+    """Print one line for each thing that is missing before the installation; return the exit status."""
+    missing = [check for check in preflight(os.environ) if not check.ok]
+    for check in missing:
+        print(f"{check.name}: {check.found}; install it: {check.fix}", file=sys.stderr)
+    return int(bool(missing))
+
+
+def _install(debian: str, fedora: str, macos: str) -> str:
+    """The command of this system, or all of them where it is not known."""
+    if platform.system() == "Darwin":
+        return macos
+    release = Path("/etc/os-release")
+    family = " ".join(re.findall(r"^ID(?:_LIKE)?=(.*)$", release.read_text(), re.M)) if release.is_file() else ""
+    if "debian" in family:
+        return debian
+    if "fedora" in family or "rhel" in family:
+        return fedora
+    return f"Debian or Ubuntu: {debian}; Fedora or RHEL: {fedora}; macOS: {macos}"
+
+
+def _run(
+    command: Sequence[str], stdin: str = "", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, timeout=300, check=False)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 126, "", str(error))
+
+
+def _last_line(answer: subprocess.CompletedProcess[str]) -> str:
+    lines = (answer.stderr + answer.stdout).strip().splitlines()
+    return lines[-1] if lines else f"exit status {answer.returncode}"
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, path.read_bytes()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _public(version: str | None) -> str:
+    return (version or "").split("+")[0]
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Exact full-catalogue evaluation of a stage on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pad_dist.config import Config, StageName
+from pad_dist.data.loader import eval_batches
+from pad_dist.evaluation.metrics import ranking_metrics
+from pad_dist.evaluation.ranking import ItemSlice, gather_rows, lookup_columns, rank_targets
+from pad_dist.model.pad import Pad
+from pad_dist.sparse.row_shards import row_range
+from pad_dist.stages.system import System, load_trained
+from pad_dist.training.ranks import Ranks
+
+Split = Literal["valid", "test"]
+SPLITS: tuple[Split, ...] = ("valid", "test")
+Metrics = dict[str, Any]
+LOOKUP_ROWS = 1 << 16
+"""Catalogue rows looked up at a time: bounds the memory of an all-to-all."""
+
+
+def validate(system: System, pad: Pad) -> Metrics:
+    """Validation metrics of the score that selects the stage's checkpoint. Collective."""
+    return evaluate(system, pad, "valid", [system.main_scorer])[system.main_scorer]
+
+
+def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, dict[Split, Metrics]]:
+    """All scores of a trained stage: {scorer: {split: metrics}}. Collective."""
+    system = load_trained(config, stage, ranks)
+    pad = system.pad.eval()
+    scorers = [*pad.names, *(["mixture"] if pad.gate is not None else []), "popularity"]
+    by_split = {split: evaluate(system, pad, split, scorers) for split in SPLITS}
+    return {name: {split: by_split[split][name] for split in SPLITS} for name in scorers}
+
+
+@torch.inference_mode()
+def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> dict[str, Metrics]:
+    """Rank every user's held-out item among the whole catalogue, once per scorer. Collective.
+
+    Scorers: an expert's name; "mixture", gated, as one inner product; "popularity",
+    train frequency, the same for every user.
+    """
+    config, ranks = system.config, system.ranks
+    first, stop = row_range(system.dataset.items + 1, ranks.rank, ranks.world_size)
+    columns = torch.from_numpy(np.stack(system.dataset.item_columns(first, stop), axis=1).astype(np.int64))
+    columns = columns.to(ranks.device)
+    items = _item_vectors(system, pad, first, stop, scorers, frequency=columns[:, 0])
+    placed: dict[str, list[Tensor]] = {name: [] for name in scorers}
+    targets: list[Tensor] = []
+    for host_batch in eval_batches(
+        system.dataset,
+        split,
+        batch_size=config.evaluation.batch_size,
+        max_length=config.model.max_length,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    ):
+        batch = system.eval_to_device(host_batch)
+        users = pad.encode(batch.inputs, batch.lengths, system.rows(batch.items))
+        for name in scorers:
+            own = _expert_part(pad, name, users) if name != "popularity" else users.new_ones(len(users), 1).double()
+            item_slice = ItemSlice(first, items[name])
+            placed[name].append(
+                rank_targets(own, batch.targets, batch.history, batch.history_lengths, item_slice, ranks.group)
+            )
+        targets.append(gather_rows(batch.targets, ranks.group))
+    of_target = lookup_columns(torch.cat(targets), columns, first, ranks.group)
+    frequency, bins = of_target.unbind(1)
+    return {
+        name: ranking_metrics(torch.cat(places), frequency, bins, config.evaluation.cold_max_frequency)
+        for name, places in placed.items()
+    }
+
+
+def _item_vectors(
+    system: System, pad: Pad, first: int, stop: int, scorers: Sequence[str], frequency: Tensor
+) -> dict[str, Tensor]:
+    """This rank's slice of the catalogue for each scorer, [stop - first, its width]. Collective."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in scorers}
+    _, longest = row_range(system.dataset.items + 1, 0, system.ranks.world_size)
+    # Every rank looks up as often as the one with the most rows.
+    for offset in range(0, longest, LOOKUP_ROWS):
+        low, high = min(first + offset, stop), min(first + offset + LOOKUP_ROWS, stop)
+        rows = system.rows(torch.arange(low, high, device=system.ranks.device))
+        alone = pad.catalogue(rows, gated=False)
+        for name in scorers:
+            if name == "popularity":
+                parts[name].append(frequency[low - first : high - first, None].double())
+            else:
+                parts[name].append(pad.catalogue(rows) if name == "mixture" else _expert_part(pad, name, alone))
+    return {name: torch.cat(blocks) for name, blocks in parts.items()}
+
+
+def _expert_part(pad: Pad, scorer: str, vectors: Tensor) -> Tensor:
+    """Columns of concatenated vectors [n, M*D] that a scorer uses: all for the mixture, else the expert's D."""
+    if scorer == "mixture":
+        return vectors
+    return vectors.chunk(len(pad.names), dim=1)[[str(name) for name in pad.names].index(scorer)]

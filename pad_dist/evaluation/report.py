@@ -1,0 +1,101 @@
+"""The report of a run: one JSON file and one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from pad_dist import storage
+from pad_dist.config import STAGES
+
+SPLITS = ("valid", "test")
+METRICS = ("hr@10", "ndcg@10")
+
+Splits = Mapping[str, Any]
+"""Metrics (`metrics.summarize`) by split, "valid" and "test"."""
+
+
+def build_report(
+    *,
+    dataset: Mapping[str, Any],
+    stages: Mapping[str, Splits],
+    experts: Mapping[str, Splits],
+    popularity: Splits,
+    timings_s: Mapping[str, float],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of report.json (DESIGN, run).
+
+    Args:
+        dataset: users, items, interactions and other facts.
+        stages: by stage name; of "disentangle" it is the mixture.
+        experts: each expert of the mixture alone, by expert name.
+        popularity: every user ranked by train frequency.
+        timings_s: seconds by step.
+        environment: versions, commit, machine.
+    """
+    return {
+        "dataset": dict(dataset),
+        "stages": {name: dict(splits) for name, splits in stages.items()},
+        "experts": {name: dict(splits) for name, splits in experts.items()},
+        "popularity": dict(popularity),
+        "timings_s": dict(timings_s),
+        "environment": dict(environment),
+    }
+
+
+def write_report(url: str, report: Mapping[str, Any]) -> None:
+    """Publish `<url>/report.json` atomically."""
+    storage.write_json(storage.join(url, "report.json"), dict(report))
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """Models by (split, overall and cold) hr@10 and ndcg@10; print it with rich."""
+    dataset = report["dataset"]
+    table = Table(
+        title=f"{dataset['users']:,} users, {dataset['items']:,} items, {dataset['interactions']:,} interactions",
+        caption="hr@10 / ndcg@10, whole catalogue; cold: target rarely seen in training",
+    )
+    table.add_column("model")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+        table.add_column(f"{split} cold", justify="right")
+    for name, splits in _rows(report):
+        cells = [_cell(part) for split in SPLITS for part in _overall_and_cold(splits.get(split))]
+        table.add_row(name, *cells)
+    return table
+
+
+def bin_table(report: Mapping[str, Any], split: str = "test", metric: str = "hr@10") -> Table:
+    """Models by frequency bin of the target, 1 (most popular) to 10 (rare and unseen)."""
+    table = Table(title=f"{metric} by frequency bin of the target, {split}")
+    table.add_column("model")
+    rows = [(name, splits[split]["by_bin"]) for name, splits in _rows(report) if split in splits]
+    for entry in rows[0][1] if rows else []:
+        table.add_column(f"{entry['bin']}\n({entry['users']:,})", justify="right")
+    for name, entries in rows:
+        table.add_row(name, *(_number(entry, metric) for entry in entries))
+    return table
+
+
+def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Splits]]:
+    yield "most popular", report["popularity"]
+    for stage in STAGES:
+        if stage in report["stages"]:
+            yield stage, report["stages"][stage]
+    for expert, splits in report["experts"].items():
+        yield f"  {expert} expert alone", splits
+
+
+def _overall_and_cold(metrics: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    return (metrics, metrics["cold"]) if metrics else (None, None)
+
+
+def _cell(metrics: Mapping[str, Any] | None) -> str:
+    return " / ".join(_number(metrics, metric) for metric in METRICS) if metrics else "-"
+
+
+def _number(metrics: Mapping[str, Any], metric: str) -> str:
+    return f"{metrics[metric]:.4f}" if metrics["users"] else "-"

@@ -1,0 +1,54 @@
+"""What each rank runs under deepspeed, torchrun or alone: the bodies of the launchers."""
+
+from __future__ import annotations
+
+import argparse
+
+from pad_dist import storage
+from pad_dist.config import STAGES, Config, StageName, load_config
+from pad_dist.entry import user_errors
+from pad_dist.evaluation.evaluate import evaluate_stage, validate
+from pad_dist.stages.parts import check_ready, fingerprint, is_trained, stage_dir
+from pad_dist.stages.train import train_stage
+from pad_dist.training.ranks import launched
+
+
+def train_main(stage: StageName) -> None:
+    """Train one stage on this rank; leaves its best checkpoint and `result.json`."""
+    config, path = _arguments(f"train the {stage} stage")
+    with user_errors():
+        check_ready(config, stage, path)
+        with launched(config.training) as ranks:
+            result = f"{stage_dir(config, stage)}/result.json"
+            if ranks.is_first:
+                storage.remove(result)
+            best = train_stage(config, stage, ranks, validate)
+            if ranks.is_first:
+                mark = fingerprint(config, stage)
+                storage.write_json(result, {"fingerprint": mark, "epoch": best.epoch, "valid": best.metrics})
+
+
+def evaluate_main() -> None:
+    """Rank the catalogue with every trained stage; leaves `evaluation.json` in each stage's directory."""
+    config, path = _arguments("rank the full catalogue with every trained stage")
+    with user_errors():
+        trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
+        if not trained:
+            check_ready(config, "align", path)
+        with launched(config.training) as ranks:
+            for stage in trained:
+                results = evaluate_stage(config, stage, ranks)
+                if ranks.is_first:
+                    target = f"{stage_dir(config, stage)}/evaluation.json"
+                    storage.write_json(target, {"fingerprint": fingerprint(config, stage), "scores": results})
+
+
+def _arguments(description: str) -> tuple[Config, str]:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="run YAML")
+    parser.add_argument("--out", help="directory of the run; default: the config's")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    given = parser.parse_args()
+    with user_errors():
+        return load_config(given.config, given.overrides, given.out), given.config

@@ -1,0 +1,82 @@
+"""The three experts: an item vector and a sequence encoder each (METHOD, phases 1 to 3).
+
+An item's vector is the same where the item is read and where it is predicted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pad_dist.config import ExpertName, ModelConfig
+from pad_dist.data.batches import Rows
+from pad_dist.model.encoder import SasRec
+from pad_dist.model.projector import Projector
+
+
+class Expert(nn.Module):
+    """An encoder and a way to make item vectors of looked-up rows."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = SasRec(config)
+
+    def item_vectors(self, rows: Rows) -> Tensor:
+        """[U, D] vectors of the items whose rows were looked up."""
+        raise NotImplementedError
+
+
+class IdExpert(Expert):
+    """Item vector = row of the ID table."""
+
+    def item_vectors(self, rows: Rows) -> Tensor:
+        """[U, D] from `rows["id"]`."""
+        return rows["id"]
+
+
+class TextExpert(Expert):
+    """Item vector = projected text."""
+
+    def __init__(self, config: ModelConfig, text_dim: int) -> None:
+        super().__init__(config)
+        self.projector = Projector(config, text_dim)
+
+    def item_vectors(self, rows: Rows) -> Tensor:
+        """[U, D] from `rows["text"]`."""
+        vectors: Tensor = self.projector(rows["text"])
+        return vectors
+
+
+class AlignedExpert(Expert):
+    """Item vector = fusion of a row of the aligned table with projected text."""
+
+    def __init__(self, config: ModelConfig, text_dim: int) -> None:
+        super().__init__(config)
+        self.projector = Projector(config, text_dim)
+        self.fusion = (
+            nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * config.dim, config.dim), nn.GELU())
+            if config.fusion == "concat"
+            else None
+        )
+
+    def sides(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """What MK-MMD aligns: projected text t and anchor e, [U, D] each."""
+        return self.projector(rows["text"]), rows["aligned"]
+
+    def fuse(self, text: Tensor, anchor: Tensor) -> Tensor:
+        """[U, D] item vectors of both sides."""
+        if self.fusion is None:
+            return anchor + text
+        vectors: Tensor = self.fusion(torch.cat([anchor, text], dim=1))
+        return vectors
+
+    def item_vectors(self, rows: Rows) -> Tensor:
+        """[U, D] from `rows["aligned"]` and `rows["text"]`."""
+        return self.fuse(*self.sides(rows))
+
+
+def build_expert(name: ExpertName, config: ModelConfig, text_dim: int) -> Expert:
+    """The expert of that name; `text_dim` is the width of the text embeddings."""
+    if name == "id":
+        return IdExpert(config)
+    return AlignedExpert(config, text_dim) if name == "aligned" else TextExpert(config, text_dim)

@@ -1,0 +1,26 @@
+"""The frequency gate: how much each expert counts for an item (METHOD, phase 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BINS = 11
+"""Bin 0 is padding, 1 the most popular items, 10 the rare and the unseen."""
+
+_FIRST_AND_LAST_LOGIT = {"id": (1.0, 0.0), "aligned": (-4.0, -5.0), "text": (0.0, 1.0)}
+
+
+class Gate(nn.Module):
+    """Weights of the ID, aligned and text expert from the candidate item's frequency bin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ramps = [torch.linspace(first, last, BINS) for first, last in _FIRST_AND_LAST_LOGIT.values()]
+        self.logits = nn.Parameter(torch.stack(ramps, dim=1))
+
+    def forward(self, bins: Tensor) -> Tensor:
+        """[U] bins -> [U, 3] weights in the order id, aligned, text; each row sums to 1."""
+        openings = torch.sigmoid(F.embedding(bins, self.logits))
+        return openings / openings.sum(dim=1, keepdim=True)

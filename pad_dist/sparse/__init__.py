@@ -1,0 +1,1 @@
+"""Row tables over ranks: the only room that imports torchrec and fbgemm."""

@@ -1,0 +1,125 @@
+"""Trainable ID tables behind one small interface, whatever engine holds them.
+
+A table has one row per item_index, 0..N (row 0 is padding). Looking rows up is a
+collective call; the gradient that reaches the looked-up rows in backward updates
+the table there and then (fused optimizer), divided by world_size.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_dist.config import SparseConfig
+from pad_dist.errors import UserError
+from pad_dist.sparse.initial import fill_normal
+
+ADAGRAD_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Shape and optimizer of the tables of one stage."""
+
+    names: tuple[str, ...]
+    rows: int
+    dim: int
+    lr: float
+    weight_decay: float
+    """Used by adamw alone; the fused optimizers do not decay."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A rank's part of one table, in place: tensor[i, j] is table[first_row + i, first_column + j]."""
+
+    table: str
+    tensor: Tensor
+    first_row: int
+    first_column: int
+
+
+class Tables(ABC):
+    """ID tables of one stage on one rank."""
+
+    spec: TableSpec
+
+    @abstractmethod
+    def lookup(self, items: Tensor) -> dict[str, Tensor]:
+        """Rows of every table: items [U] unique item_index -> {table: [U, D]}. Collective."""
+
+    @abstractmethod
+    def local_shards(self) -> Iterator[Shard]:
+        """This rank's parts."""
+
+    @abstractmethod
+    def state(self) -> Mapping[str, Any]:
+        """{table: weights} as torch.distributed.checkpoint takes and fills them."""
+
+    @abstractmethod
+    def set_lr(self, lr: float) -> None:
+        """Change the learning rate of all tables."""
+
+    def initialise(self, *, seed: int, std: float | None) -> None:
+        """Fill every shard; std None is Xavier-normal, sqrt(2 / (rows + dim))."""
+        std = std if std is not None else math.sqrt(2 / (self.spec.rows + self.spec.dim))
+        for shard in self.local_shards():
+            fill_normal(
+                shard.tensor,
+                table=shard.table,
+                dim=self.spec.dim,
+                first_row=shard.first_row,
+                first_column=shard.first_column,
+                std=std,
+                seed=seed,
+            )
+
+
+def table_bytes(spec: TableSpec, optimizer: str) -> int:
+    """Bytes of all tables of a stage with their optimizer state (fp32)."""
+    state_per_row = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": 4 * spec.dim, "adamw": 12 * spec.dim}[optimizer]
+    return len(spec.names) * spec.rows * (4 * spec.dim + state_per_row)
+
+
+def check_capacity(spec: TableSpec, config: SparseConfig, world_size: int) -> None:
+    """Refuse tables that the ranks cannot hold, before anything is allocated.
+
+    Raises:
+        UserError: with what is needed and how many ranks would do.
+    """
+    needed = table_bytes(spec, config.optimizer)
+    budget = config.memory_gib * 2**30
+    if needed > budget * world_size:
+        raise UserError(
+            f"tables {', '.join(spec.names)} of {spec.rows:,} x {spec.dim} need {needed / 2**30:.1f} GiB with "
+            f"{config.optimizer} state, more than {world_size} rank(s) x sparse.memory_gib={config.memory_gib:g}: "
+            f"use at least {math.ceil(needed / budget)} ranks or raise sparse.memory_gib"
+        )
+
+
+def build_tables(spec: TableSpec, config: SparseConfig, device: torch.device, world_size: int) -> Tables:
+    """Make the tables of a stage on this rank, uninitialised.
+
+    Raises:
+        UserError: they do not fit, or the torch backend is asked for on several ranks.
+    """
+    check_capacity(spec, config, world_size)
+    if config.backend == "torch":
+        from pad_dist.sparse.torch_tables import TorchTables
+
+        if world_size > 1:
+            raise UserError(
+                f"sparse.backend=torch holds whole tables in one process, but world_size is {world_size}: "
+                "use one rank, or sparse.backend=torchrec"
+            )
+        return TorchTables(spec, config.optimizer, device)
+    # Imported here so that the torch backend works where fbgemm does not exist.
+    from pad_dist.sparse.torchrec_tables import TorchRecTables
+
+    return TorchRecTables(spec, config, device)

@@ -1,0 +1,73 @@
+"""The one-process backend: plain tensors, the same update rules as fbgemm's fused optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pad_dist.sparse.tables import ADAGRAD_EPS, Shard, Tables, TableSpec
+
+
+class TorchTables(Tables):
+    """Whole tables in this process, for machines without fbgemm and for dense AdamW."""
+
+    def __init__(self, spec: TableSpec, optimizer: str, device: torch.device) -> None:
+        self.spec = spec
+        self._tables = {name: _Table(spec, optimizer, device) for name in spec.names}
+
+    def lookup(self, items: Tensor) -> dict[str, Tensor]:
+        return {name: table.lookup(items) for name, table in self._tables.items()}
+
+    def local_shards(self) -> Iterator[Shard]:
+        for name, table in self._tables.items():
+            yield Shard(name, table.weight.data, 0, 0)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: table.weight.data for name, table in self._tables.items()}
+
+    def set_lr(self, lr: float) -> None:
+        for table in self._tables.values():
+            table.set_lr(lr)
+
+
+class _Table:
+    def __init__(self, spec: TableSpec, optimizer: str, device: torch.device) -> None:
+        self.weight = torch.nn.Parameter(torch.zeros(spec.rows, spec.dim, device=device))
+        self._lr = spec.lr
+        self._optimizer = optimizer
+        self._adamw: torch.optim.AdamW | None = None
+        if optimizer == "adamw":
+            self._adamw = torch.optim.AdamW([self.weight], lr=spec.lr, weight_decay=spec.weight_decay)
+        else:
+            width = spec.dim if optimizer == "adagrad" else 1
+            self._sum_squares = torch.zeros(spec.rows, width, device=device)
+
+    def lookup(self, items: Tensor) -> Tensor:
+        rows = self.weight.detach()[items].requires_grad_(torch.is_grad_enabled())
+        if rows.requires_grad:
+            # Runs once per backward, when the whole gradient of these rows is known: a fused step.
+            rows.register_post_accumulate_grad_hook(lambda r: self._step(items, r))
+        return rows
+
+    def set_lr(self, lr: float) -> None:
+        self._lr = lr
+        if self._adamw is not None:
+            self._adamw.param_groups[0]["lr"] = lr
+
+    @torch.no_grad()
+    def _step(self, items: Tensor, rows: Tensor) -> None:
+        grad = rows.grad
+        rows.grad = None
+        assert grad is not None
+        if self._adamw is not None:
+            self.weight.grad = torch.zeros_like(self.weight).index_add_(0, items, grad)
+            self._adamw.step()
+            self.weight.grad = None
+            return
+        if self._optimizer != "sgd":
+            squares = grad.square() if self._optimizer == "adagrad" else grad.square().mean(-1, keepdim=True)
+            self._sum_squares.index_add_(0, items, squares)
+            grad = grad / (self._sum_squares[items].sqrt() + ADAGRAD_EPS)
+        self.weight.index_add_(0, items, grad, alpha=-self._lr)

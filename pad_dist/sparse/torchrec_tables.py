@@ -1,0 +1,114 @@
+"""The sharded backend: a TorchRec EmbeddingCollection planned over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import Tensor
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv
+
+from pad_dist.config import SparseConfig
+from pad_dist.errors import UserError
+from pad_dist.sparse.tables import ADAGRAD_EPS, Shard, Tables, TableSpec
+
+_OPTIMIZERS = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+}
+
+
+class TorchRecTables(Tables):
+    """Tables created on meta, planned, and allocated shard by shard on their ranks."""
+
+    def __init__(self, spec: TableSpec, config: SparseConfig, device: torch.device) -> None:
+        group = dist.group.WORLD
+        if group is None:
+            raise RuntimeError("init_process_group must come before TorchRecTables")
+        self.spec = spec
+        self._device = device
+        collection = EmbeddingCollection(
+            tables=[
+                EmbeddingConfig(
+                    name=name,
+                    num_embeddings=spec.rows,
+                    embedding_dim=spec.dim,
+                    feature_names=[name],
+                    init_fn=lambda rows: rows,  # `initialise` fills them
+                )
+                for name in spec.names
+            ],
+            device=torch.device("meta"),
+        )
+        sharder = EmbeddingCollectionSharder(
+            fused_params={"optimizer": _OPTIMIZERS[config.optimizer], "learning_rate": spec.lr, "eps": ADAGRAD_EPS}
+        )
+        plan = _plan(collection, sharder, spec, config, device, group)
+        self._collection = sharder.shard(
+            collection, cast(Any, plan), ShardingEnv.from_process_group(group), device=device
+        )
+
+    def lookup(self, items: Tensor) -> dict[str, Tensor]:
+        names = self.spec.names
+        features = KeyedJaggedTensor(
+            keys=list(names),
+            values=items.repeat(len(names)),
+            lengths=torch.full((len(names),), len(items), dtype=torch.int64, device=items.device),
+        )
+        return {name: rows.values() for name, rows in self._collection(features).items()}
+
+    def local_shards(self) -> Iterator[Shard]:
+        for name, weights in self.state().items():
+            for shard in weights.local_shards():
+                row, column = shard.metadata.shard_offsets
+                yield Shard(name, shard.tensor.detach(), row, column)
+
+    def state(self) -> dict[str, Any]:
+        return {key.split(".")[1]: weights for key, weights in self._collection.state_dict().items()}
+
+    def set_lr(self, lr: float) -> None:
+        for group in self._collection.fused_optimizer.param_groups:
+            group["lr"] = lr
+        # The kernels read the rate when the optimizer steps, not when it is assigned.
+        self._collection.fused_optimizer.step()
+
+
+def _plan(
+    collection: EmbeddingCollection,
+    sharder: EmbeddingCollectionSharder,
+    spec: TableSpec,
+    config: SparseConfig,
+    device: torch.device,
+    group: dist.ProcessGroup,
+) -> EmbeddingModuleShardingPlan:
+    memory = int(config.memory_gib * 2**30)
+    topology = Topology(
+        world_size=dist.get_world_size(group),
+        compute_device=device.type,
+        hbm_cap=memory if device.type == "cuda" else 0,
+        ddr_cap=memory,
+    )
+    constraints = {
+        name: ParameterConstraints(
+            sharding_types=None if config.sharding == "planner" else [config.sharding], compute_kernels=["fused"]
+        )
+        for name in spec.names
+    }
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    try:
+        plan = planner.collective_plan(collection, cast(Any, [sharder]), group)
+    except PlannerError as error:
+        raise UserError(
+            f"the TorchRec planner finds no {config.sharding} placement of {spec.rows:,} x {spec.dim} tables on "
+            f"{topology.world_size} rank(s) with sparse.memory_gib={config.memory_gib:g}: use more ranks or raise it "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from None
+    return cast(EmbeddingModuleShardingPlan, plan.plan[""])

@@ -1,0 +1,1 @@
+"""The three stages: which parts, which loss, what is copied or frozen."""

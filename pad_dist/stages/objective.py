@@ -1,0 +1,66 @@
+"""The dense module that DeepSpeed wraps: the model and the stage's loss."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pad_dist.config import Config, StageName
+from pad_dist.data.batches import Batch, Rows
+from pad_dist.model.pad import Output, Pad
+from pad_dist.objectives.mk_mmd import mk_mmd
+from pad_dist.objectives.recommendation import bce_sum, sampled_softmax_sum
+
+
+class StageObjective(nn.Module):
+    """Loss of one stage (METHOD, phases 1 to 3).
+
+    The value is world_size times this rank's share of the GLOBAL loss, because both
+    TorchRec and DeepSpeed then average gradients over ranks: the average of the
+    ranks' values is the global loss, its gradient the same at any world size.
+    """
+
+    def __init__(self, pad: Pad, stage: StageName, config: Config, group: dist.ProcessGroup | None) -> None:
+        super().__init__()
+        self.pad = pad
+        self._stage = stage
+        self._config = config
+        self._group = group
+        self._world_size = dist.get_world_size(group) if group else 1
+        self._recommend = bce_sum if config.training.loss.kind == "bce" else sampled_softmax_sum
+        self._frozen = config.disentangle.freeze if stage == "disentangle" else ()
+        for name in self._frozen:
+            pad.experts[name].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> StageObjective:
+        """A frozen expert scores without dropout, as it will at evaluation."""
+        super().train(mode)
+        for name in self._frozen:
+            self.pad.experts[name].eval()
+        return self
+
+    def forward(self, batch: Batch, rows: Rows) -> Tensor:
+        """Scalar loss; `batch.positions` is the global count."""
+        rows = {name: row.detach() if name in self._frozen else row for name, row in rows.items()}
+        output: Output = self.pad(batch, rows)
+        loss = self._recommendation(output, batch) / batch.positions.clamp(min=1)
+        if self._stage == "align":
+            loss = loss + self._config.align.gamma * self._alignment(output, batch)
+        return loss * self._world_size
+
+    def _recommendation(self, output: Output, batch: Batch) -> Tensor:
+        if self._stage != "disentangle":
+            (expert,) = output.users
+            return self._recommend(output.users[expert], output.items[expert], batch)
+        loss = self._recommend(*output.mixture(), batch)
+        if self._config.disentangle.expert_loss:
+            for name in output.users:
+                if name not in self._frozen:
+                    own = self._recommend(output.users[name], output.items[name], batch)
+                    loss = loss + self._config.disentangle.expert_loss * own
+        return loss
+
+    def _alignment(self, output: Output, batch: Batch) -> Tensor:
+        assert output.projected is not None and output.anchored is not None
+        sampled = batch.occurrences > 0
+        return mk_mmd(output.projected[sampled], output.anchored[sampled], batch.occurrences[sampled], self._group)

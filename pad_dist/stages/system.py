@@ -1,0 +1,125 @@
+"""Everything one rank needs to compute with a stage: data, tables, frozen rows, dense module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pad_dist.config import Config, StageName
+from pad_dist.data.batches import Batch, EvalBatch, Rows
+from pad_dist.data.dataset import Dataset
+from pad_dist.errors import UserError
+from pad_dist.model.pad import Pad
+from pad_dist.sparse.row_shards import RowShards
+from pad_dist.sparse.tables import Tables, TableSpec, build_tables
+from pad_dist.sparse.text_rows import TextRows
+from pad_dist.stages.parts import MAIN_SCORER, PARTS, command, fingerprint, needs_text, stage_dir
+from pad_dist.training.checkpoint import checkpoint_meta, latest_checkpoint, load_dense, load_tables
+from pad_dist.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class System:
+    """One stage on one rank."""
+
+    config: Config
+    stage: StageName
+    ranks: Ranks
+    dataset: Dataset
+    tables: Tables
+    text: TextRows | None
+    bins: RowShards
+    pad: Pad
+
+    @property
+    def main_scorer(self) -> str:
+        """The score that selects this stage's checkpoint."""
+        return MAIN_SCORER[self.stage]
+
+    def rows(self, items: Tensor) -> Rows:
+        """Look up items [U] (ascending, unique) once in every table. Collective."""
+        rows = dict(self.tables.lookup(items))
+        rows["bin"] = self.bins.lookup(items).squeeze(-1).long()
+        if self.text is not None:
+            rows["text"] = self.text.lookup(items)
+        return rows
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on this rank's device, `positions` summed over ranks. Collective."""
+        moved = cast(Batch, _moved(batch, self.ranks.device))
+        return replace(moved, positions=self.ranks.sum(moved.positions.clone()))
+
+    def eval_to_device(self, batch: EvalBatch) -> EvalBatch:
+        """The batch on this rank's device."""
+        return cast(EvalBatch, _moved(batch, self.ranks.device))
+
+
+def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
+    """Allocate a stage on this rank; weights are whatever the engines put there."""
+    parts = PARTS[stage]
+    settings = config.stage(stage)
+    dataset = Dataset.open(config.dataset)
+    group = ranks.group if ranks.world_size > 1 else None
+    spec = TableSpec(parts.tables, dataset.items + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
+    tables = build_tables(spec, config.sparse, ranks.device, ranks.world_size)
+    text = None
+    if needs_text(stage):
+        text = TextRows(config.dataset, dataset.items, center=config.text.center, device=ranks.device, group=group)
+    bins = RowShards(
+        lambda start, stop: dataset.item_columns(start, stop)[1][:, None], dataset.items + 1, ranks.device, group
+    )
+    # Seeded here: building the tables may draw a number of values that depends on the rank.
+    torch.manual_seed(config.seed)
+    pad = Pad(parts.experts, config.model, text.dim if text else 0).to(ranks.device)
+    return System(config, stage, ranks, dataset, tables, text, bins, pad)
+
+
+def initialise(system: System) -> None:
+    """Give a new stage its first weights: drawn from the seed, then inherited where the method says so.
+
+    Raises:
+        UserError: a predecessor has no checkpoint, or one of other settings or data.
+    """
+    config = system.config
+    system.tables.initialise(seed=config.seed, std=config.sparse.init_std)
+    weights = system.tables.state()
+    dense = system.pad.state_dict()
+    for source, there, here in PARTS[system.stage].inherits:
+        path = _checkpoint(config, source)
+        load_tables(path, {there: weights[here]})
+        # Fusion and projector of a new aligned expert are not in the source: they stay random.
+        for name, value in load_dense(path).items():
+            if name.startswith(f"experts.{there}."):
+                dense[name.replace(f"experts.{there}.", f"experts.{here}.", 1)].copy_(value)
+
+
+def load_trained(config: Config, stage: StageName, ranks: Ranks) -> System:
+    """A trained stage, ready to score.
+
+    Raises:
+        UserError: it has no checkpoint, or one of other settings or data.
+    """
+    path = _checkpoint(config, stage)
+    system = build_system(config, stage, ranks)
+    load_tables(path, system.tables.state())
+    system.pad.load_state_dict(load_dense(path))
+    return system
+
+
+def _checkpoint(config: Config, stage: StageName) -> Path:
+    again = command("CONFIG", stage)
+    path = latest_checkpoint(stage_dir(config, stage), again)
+    if checkpoint_meta(path)["fingerprint"] != fingerprint(config, stage):
+        raise UserError(
+            f"{path} was trained with other settings or data than this run's: run `{again}` or use another --out"
+        )
+    return path
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)})

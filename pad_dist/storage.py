@@ -1,0 +1,112 @@
+"""Files at any fsspec URL: read, publish atomically, checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pad_dist.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of a URL and the path inside it."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, str(path)
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to a URL or local path."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    """Whether a file or directory is there."""
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def remove(url: str) -> None:
+    """Delete a file or directory tree if it is there."""
+    fs, path = filesystem(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def read_bytes(url: str) -> bytes:
+    """Whole content of one file.
+
+    Raises:
+        UserError: no such file.
+    """
+    fs, path = filesystem(url)
+    try:
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError:
+        raise UserError(f"{url} does not exist") from None
+
+
+@contextmanager
+def atomic_writer(url: str) -> Iterator[BinaryIO]:
+    """Open `url` for writing; it appears whole when the block ends, or not at all.
+
+    What was there before stays until then. The content is written under another
+    name and moved: closing a file of an object store publishes what it holds, even
+    when the block fails.
+    """
+    fs, path = filesystem(url)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    target = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with fs.open(target, "wb") as file:
+            yield cast(BinaryIO, file)
+        if isinstance(fs, LocalFileSystem):
+            os.replace(target, path)
+        else:
+            fs.mv(target, path)
+    except BaseException:
+        if fs.exists(target):
+            fs.rm_file(target)
+        raise
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Publish one file atomically."""
+    with atomic_writer(url) as file:
+        file.write(content)
+
+
+def read_json(url: str) -> Any:
+    """Parse one JSON file.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(url))
+    except ValueError as error:
+        raise UserError(f"{url} is not valid JSON: {error}") from None
+
+
+def write_json(url: str, value: Any) -> None:
+    """Publish JSON with sorted keys, so that equal values are equal bytes."""
+    write_bytes(url, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def sha256(url: str) -> str:
+    """Hex digest of one file, read in blocks."""
+    fs, path = filesystem(url)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

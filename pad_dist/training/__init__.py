@@ -1,0 +1,1 @@
+"""Engine, loop, checkpoint and metrics: the only room that imports deepspeed."""

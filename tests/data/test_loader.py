@@ -1,0 +1,147 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from pad_dist.config import LossConfig
+from pad_dist.data.batches import Batch, EvalBatch
+from pad_dist.data.dataset import Dataset
+from pad_dist.data.loader import eval_batches, train_batches
+from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
+from pad_dist.errors import UserError
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+
+ITEMS, L, BATCH = 40, 5, 16
+SEQUENCES = random_sequences(55, ITEMS, longest=14)
+BCE = LossConfig(kind="bce")
+SHARED = LossConfig(kind="sampled_softmax", negatives=12)
+LOSSES = pytest.mark.parametrize("loss", [BCE, SHARED], ids=["bce", "shared"])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return Dataset.open(write_tiny_dataset(tmp_path_factory.mktemp("dataset"), SEQUENCES, ITEMS))
+
+
+def train(dataset: Dataset, loss: LossConfig, rank: int = 0, world_size: int = 1, **changes: Any) -> list[Batch]:
+    settings = {"epoch": 2, "seed": 7, "batch_size": BATCH, "max_length": L} | changes
+    return list(train_batches(dataset, loss=loss, rank=rank, world_size=world_size, **settings))
+
+
+def split(values: Tensor, lengths: Tensor) -> list[list[int]]:
+    return [part.tolist() for part in values.split(lengths.tolist())]
+
+
+def equal(one: Batch | EvalBatch, other: Batch | EvalBatch) -> bool:
+    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(vars(other)[name])) for name, a in vars(one).items())
+
+
+@LOSSES
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_batches_equal_a_slow_oracle(dataset: Dataset, loss: LossConfig, world_size: int) -> None:
+    for rank in range(world_size):
+        found = train(dataset, loss, rank, world_size)
+        rows = list(epoch_batches(7, 2, dataset.shard_rows, BATCH))
+        assert len(found) == len(rows) == steps_per_epoch(dataset.users, BATCH)
+        for batch, everyone in zip(found, rows, strict=True):
+            mine = rank_slice(everyone, rank, world_size)
+            parts = [SEQUENCES[row][:-2] for row in mine if len(SEQUENCES[row]) > 3]
+            samples = [part[-(L + 1) :] for part in parts]
+            assert batch.items.tolist() == sorted(set(batch.items.tolist())) and batch.items[0] == 0
+            assert batch.lengths.tolist() == [len(sample) - 1 for sample in samples]
+            assert split(batch.items[batch.inputs], batch.lengths) == [sample[:-1] for sample in samples]
+            assert split(batch.items[batch.targets], batch.lengths) == [sample[1:] for sample in samples]
+            assert batch.positions == len(batch.targets) and batch.positions.shape == ()
+            padding = sum(L + 1 - len(sample) for sample in samples)
+            counts = Counter({0: padding}) + Counter(item for sample in samples for item in sample)
+            negatives = batch.items[batch.negatives]
+            if loss.kind == "bce":
+                assert not batch.shared_negatives
+                for drawn, part in zip(split(negatives, batch.lengths), parts, strict=True):
+                    assert not {0, *part} & set(drawn)
+                # The table of negatives has one more draw per sample than there are positions.
+                extra = Counter(dict(zip(batch.items.tolist(), batch.occurrences.long().tolist(), strict=True)))
+                extra -= counts + Counter({0: padding}) + Counter(negatives.tolist())
+                assert extra.total() == len(samples) and 0 not in extra
+                assert batch.occurrences.sum() == 2 * len(samples) * (L + 1)
+            else:
+                assert batch.shared_negatives and len(negatives) == 12
+                counts += Counter(negatives.tolist()) if rank == 0 else Counter()
+                assert batch.occurrences.tolist() == [counts[item] for item in batch.items.tolist()]
+
+
+@LOSSES
+def test_ranks_together_are_the_single_rank_batch(dataset: Dataset, loss: LossConfig) -> None:
+    for whole, *parts in zip(train(dataset, loss), *(train(dataset, loss, rank, 3) for rank in range(3)), strict=True):
+        assert torch.cat([part.lengths for part in parts]).equal(whole.lengths)
+        for name in ("inputs", "targets", "negatives"):
+            ids = [part.items[getattr(part, name)] for part in parts]
+            together = ids[0] if name == "negatives" and loss is SHARED else torch.cat(ids)
+            assert together.equal(whole.items[getattr(whole, name)]), name
+        counts = torch.zeros(ITEMS + 1)
+        for part in parts:
+            counts.index_add_(0, part.items, part.occurrences)
+        assert counts[whole.items].equal(whole.occurrences) and counts.sum() == whole.occurrences.sum()
+        assert sum(part.positions for part in parts) == whole.positions
+
+
+@LOSSES
+def test_a_rank_with_nothing_still_takes_every_step(dataset: Dataset, loss: LossConfig) -> None:
+    everyone = [train(dataset, loss, rank, 20) for rank in range(20)]
+    assert {len(found) for found in everyone} == {steps_per_epoch(dataset.users, BATCH)}
+    empty = [found[-1] for found in everyone if not len(found[-1].lengths)]
+    assert empty
+    for batch in empty:
+        assert batch.positions == len(batch.inputs) == len(batch.targets) == 0
+        assert len(batch.negatives) == (12 if loss is SHARED else 0)
+        assert len(batch.items) >= 1
+
+
+@LOSSES
+def test_a_resumed_epoch_gives_the_same_batches(dataset: Dataset, loss: LossConfig) -> None:
+    whole, resumed = train(dataset, loss), train(dataset, loss, start_step=2)
+    assert len(resumed) == len(whole) - 2
+    assert all(equal(a, b) for a, b in zip(whole[2:], resumed, strict=True))
+    assert not equal(whole[2], train(dataset, loss, epoch=3)[2])
+
+
+@LOSSES
+def test_held_out_items_never_reach_training(dataset: Dataset, loss: LossConfig, tmp_path: Path) -> None:
+    changed = [[*s[:-2], 1 + (s[-2] + 7) % ITEMS, 1 + (s[-1] + 11) % ITEMS] for s in SEQUENCES]
+    assert all(a[-2:] != b[-2:] for a, b in zip(changed, SEQUENCES, strict=True))
+    other = Dataset.open(write_tiny_dataset(tmp_path, changed, ITEMS))
+    assert all(equal(a, b) for a, b in zip(train(dataset, loss), train(other, loss), strict=True))
+    for before, after in zip(dataset.item_columns(0, ITEMS + 1), other.item_columns(0, ITEMS + 1), strict=True):
+        assert (before == after).all()
+
+
+@pytest.mark.parametrize(("name", "place"), [("valid", -2), ("test", -1)])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_equals_a_slow_oracle(
+    dataset: Dataset, name: Literal["valid", "test"], place: int, world_size: int
+) -> None:
+    settings = {"batch_size": BATCH, "max_length": L, "world_size": world_size}
+    ranks = [list(eval_batches(dataset, name, rank=rank, **settings)) for rank in range(world_size)]  # type: ignore[arg-type]
+    assert {len(found) for found in ranks} == {4}
+    users = iter(SEQUENCES)
+    for step in zip(*ranks, strict=True):
+        for batch in step:
+            contexts = split(batch.items[batch.inputs], batch.lengths)
+            histories = split(batch.history, batch.history_lengths)
+            for target, context, history in zip(batch.targets.tolist(), contexts, histories, strict=True):
+                sequence = next(users)
+                assert target == sequence[place]
+                assert history == sequence[:place]
+                assert context == sequence[:place][-L:]
+            assert batch.items.tolist() == sorted({0, *batch.items[batch.inputs].tolist()})
+    assert next(users, None) is None
+
+
+def test_a_broken_shard_stops_the_caller(tmp_path: Path) -> None:
+    dataset = Dataset.open(write_tiny_dataset(tmp_path, SEQUENCES, ITEMS))
+    (tmp_path / "sequences/part-00002.parquet").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"part-00002\.parquet differs from the manifest"):
+        train(dataset, SHARED)

@@ -1,0 +1,145 @@
+"""Ranking against a brute-force oracle, on one process and on real gloo ranks."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pad_dist.errors import UserError
+from pad_dist.evaluation.metrics import ranking_metrics
+from pad_dist.evaluation.ranking import ItemSlice, gather_rows, lookup_columns, rank_targets
+from tests.support.ranks import run_ranks
+
+Case = tuple[Tensor, Tensor, list[list[int]], Tensor]
+BROKEN = "the model gives NaN or infinite scores: lower the learning rate and train again"
+SHAPES = [(1, 12, 2), (7, 30, 3), (23, 101, 4), (64, 40, 1)]
+"""Users, items, width."""
+
+
+def case(users: int, items: int, dim: int, seed: int) -> Case:
+    """Small integers, so that scores are exact and ties are many; some targets repeat the history."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randint(-2, 3, (items + 1, dim), generator=generator).float()
+    queries = torch.randint(-2, 3, (users, dim), generator=generator).float()
+    targets = torch.randint(1, items + 1, (users,), generator=generator)
+    sizes = torch.randint(1, 9, (users,), generator=generator).tolist()
+    history = [torch.randint(1, items + 1, (size,), generator=generator).tolist() for size in sizes]
+    return queries, targets, history, vectors
+
+
+def oracle(queries: Tensor, targets: Tensor, history: list[list[int]], vectors: Tensor) -> list[int]:
+    ranks = []
+    for query, target, seen in zip(queries, targets.tolist(), history, strict=True):
+        score = {i: -math.inf if i in seen else float(query @ vectors[i]) for i in range(1, len(vectors))}
+        others = [value for i, value in score.items() if i != target]
+        ranks.append(1 + sum(v > score[target] for v in others) + sum(v == score[target] for v in others))
+    return ranks
+
+
+def rank_all(
+    queries: Tensor, targets: Tensor, history: list[list[int]], item_slice: ItemSlice, score_bytes: int = 1 << 28
+) -> list[int]:
+    flat = torch.tensor([i for seen in history for i in seen], dtype=torch.int64)
+    lengths = torch.tensor([len(seen) for seen in history], dtype=torch.int64)
+    return rank_targets(queries, targets, flat, lengths, item_slice, score_bytes=score_bytes).tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("score_bytes", [1, 1000, 1 << 28])
+def test_one_process_equals_the_oracle(shape: tuple[int, int, int], seed: int, score_bytes: int) -> None:
+    queries, targets, history, vectors = case(*shape, seed)
+    expected = oracle(queries, targets, history, vectors)
+    assert rank_all(queries, targets, history, ItemSlice(0, vectors), score_bytes) == expected
+    assert rank_all(queries, targets, history, ItemSlice(1, vectors[1:]), score_bytes) == expected
+
+
+CUTS = {"even": (0.5, 0.5), "a rank without items": (0.0, 0.2), "a rank without users": (0.9, 1.0)}
+"""Share of the items and of the users that rank 0 holds."""
+
+
+def everything_on_two_ranks() -> dict[str, Any]:
+    """One launch for all distributed checks: starting processes is what takes the time."""
+    rank = torch.distributed.get_rank()
+    found = {name: [rank_share(rank, seed, *cuts) for seed in range(len(SHAPES))] for name, cuts in CUTS.items()}
+    return found | {"broken": broken_slice(rank), "gathered": gathered_columns(rank)}
+
+
+def rank_share(rank: int, seed: int, item_cut: float, user_cut: float) -> list[int]:
+    queries, targets, history, vectors = case(*SHAPES[seed], seed)
+    edge, user = int(item_cut * len(vectors)), int(user_cut * len(queries))
+    mine = slice(0, user) if rank == 0 else slice(user, None)
+    item_slice = ItemSlice(0, vectors[:edge]) if rank == 0 else ItemSlice(edge, vectors[edge:])
+    return rank_all(queries[mine], targets[mine], history[mine], item_slice, score_bytes=500)
+
+
+def broken_slice(rank: int) -> str:
+    """Only rank 1's items are broken: both ranks must stop, or one would wait for ever."""
+    queries, targets, history, vectors = case(7, 30, 3, 1)
+    vectors[25] = math.nan
+    try:
+        rank_all(queries, targets, history, ItemSlice(20 * rank, vectors[:20] if rank == 0 else vectors[20:]))
+    except UserError as error:
+        return str(error)
+    return "ranked"
+
+
+def gathered_columns(rank: int) -> list[list[Any]]:
+    columns = torch.stack([torch.arange(5) * 10, torch.arange(5) + 1], dim=1)
+    first, stop = [(0, 3), (3, 5)][rank]
+    found = []
+    for parts in [[[4, 0, 1], [2]], [[], [3]], [[], []]]:
+        items = gather_rows(torch.tensor(parts[rank], dtype=torch.int64))
+        found.append([items.tolist(), lookup_columns(items, columns[first:stop], first).tolist()])
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_two() -> list[dict[str, Any]]:
+    return run_ranks(everything_on_two_ranks, 2)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_two_ranks_equal_the_oracle(on_two: list[dict[str, Any]], cut: str) -> None:
+    expected = [oracle(*case(*shape, seed)) for seed, shape in enumerate(SHAPES)]
+    assert [found[cut] for found in on_two] == [expected, expected]
+
+
+def test_a_broken_slice_stops_every_rank(on_two: list[dict[str, Any]]) -> None:
+    assert [found["broken"] for found in on_two] == [BROKEN] * 2
+
+
+def test_rows_and_columns_of_uneven_ranks_come_together(on_two: list[dict[str, Any]]) -> None:
+    expected = [[[4, 0, 1, 2], [[40, 5], [0, 1], [10, 2], [20, 3]]], [[3], [[30, 4]]], [[], []]]
+    assert [found["gathered"] for found in on_two] == [expected, expected]
+
+
+def test_a_constant_scorer_never_hits() -> None:
+    queries, targets, _, vectors = case(23, 101, 4, 0)
+    ranks = rank_all(queries, targets, [[]] * 23, ItemSlice(0, torch.ones_like(vectors)))
+    assert ranks == [101] * 23
+    none = torch.ones(23, dtype=torch.int64)
+    assert ranking_metrics(torch.tensor(ranks), none, none, 5)["hr@10"] == 0
+
+
+def test_a_target_that_the_history_holds_is_a_miss() -> None:
+    vectors = torch.arange(51.0)[:, None]
+    query, target = torch.ones(1, 1), torch.tensor([50])
+    assert rank_all(query, target, [[49, 3]], ItemSlice(0, vectors)) == [1]
+    assert rank_all(query, target, [[50, 3]], ItemSlice(0, vectors)) == [50]
+
+
+def test_padding_is_no_candidate_whatever_its_vector() -> None:
+    vectors = torch.tensor([[math.nan], [1.0], [2.0]])
+    assert rank_all(torch.ones(2, 1), torch.tensor([1, 2]), [[], []], ItemSlice(0, vectors)) == [2, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["users", "items"])
+def test_a_score_that_is_not_finite_is_refused(value: float, where: str) -> None:
+    queries, targets, history, vectors = case(7, 30, 3, 1)
+    (queries if where == "users" else vectors)[4] = value
+    with pytest.raises(UserError, match=BROKEN):
+        rank_all(queries, targets, history, ItemSlice(0, vectors))

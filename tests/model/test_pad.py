@@ -1,0 +1,120 @@
+"""Pad: experts of a stage, the mixture as one inner product, the forms of items."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pad_dist.config import ExpertName, ModelConfig
+from pad_dist.data.batches import Batch, Rows
+from pad_dist.model.gate import BINS, Gate
+from pad_dist.model.pad import EXPERTS, Pad
+
+CONFIG = ModelConfig(dim=8, max_length=4)
+ITEMS, TEXT_DIM = 7, 5
+
+
+def rows() -> Rows:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "id": torch.randn(ITEMS, 8, generator=generator),
+        "aligned": torch.randn(ITEMS, 8, generator=generator),
+        "text": torch.randn(ITEMS, TEXT_DIM, generator=generator),
+        "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2]),
+    }
+
+
+def batch() -> Batch:
+    return Batch(
+        items=torch.tensor([0, 4, 9, 11, 12, 30, 41]),
+        lengths=torch.tensor([2, 3]),
+        inputs=torch.tensor([1, 2, 3, 4, 5]),
+        targets=torch.tensor([2, 6, 4, 5, 1]),
+        negatives=torch.tensor([3, 3, 1, 1, 2]),
+        occurrences=torch.ones(ITEMS),
+        positions=torch.tensor(5),
+        shared_negatives=False,
+    )
+
+
+def make(*names: ExpertName, config: ModelConfig = CONFIG) -> Pad:
+    torch.manual_seed(0)
+    return Pad(names, config, TEXT_DIM).eval()
+
+
+@torch.no_grad()
+def test_mixture_is_the_gated_sum_of_expert_scores() -> None:
+    output = make(*EXPERTS)(batch(), rows())
+    assert output.gate is not None
+    expected = sum(output.gate[:, m] * (output.users[n] @ output.items[n].T) for m, n in enumerate(EXPERTS))
+    users, items = output.mixture()
+    torch.testing.assert_close(users @ items.T, expected)
+
+
+@pytest.mark.parametrize("names", [("id",), ("text",), ("id", "aligned"), EXPERTS])
+@torch.no_grad()
+def test_evaluation_uses_the_vectors_of_training(names: tuple[ExpertName, ...]) -> None:
+    pad = make(*names)
+    users, items = pad(batch(), rows()).mixture()
+    torch.testing.assert_close(pad.encode(batch().inputs, batch().lengths, rows()), users[[1, 4]])
+    torch.testing.assert_close(pad.catalogue(rows()), items)
+
+
+@torch.no_grad()
+def test_ungated_blocks_are_the_experts_own_item_vectors() -> None:
+    pad = make(*EXPERTS)
+    blocks = pad.catalogue(rows(), gated=False).split(CONFIG.dim, dim=1)
+    output = pad(batch(), rows())
+    for block, name in zip(blocks, EXPERTS, strict=True):
+        torch.testing.assert_close(block, output.items[name])
+
+
+@pytest.mark.parametrize("names", [("id",), ("aligned", "text")])
+def test_gate_is_there_with_all_three_experts_alone(names: tuple[ExpertName, ...]) -> None:
+    assert make(*names).gate is None
+    assert make(*EXPERTS).gate is not None
+
+
+def test_experts_keep_one_order_however_they_are_named() -> None:
+    assert make("text", "id").names == ("id", "text")
+
+
+@torch.no_grad()
+def test_fusion_sum_adds_text_to_the_anchor() -> None:
+    pad = make("aligned")
+    output = pad(batch(), rows())
+    assert output.projected is not None and output.anchored is not None
+    torch.testing.assert_close(output.anchored, rows()["aligned"])
+    torch.testing.assert_close(output.items["aligned"], output.projected + output.anchored)
+
+
+@torch.no_grad()
+def test_bf16_weights_take_fp32_rows() -> None:
+    assert make(*EXPERTS).bfloat16()(batch(), rows()).mixture()[0].dtype == torch.bfloat16
+
+
+def test_weights_start_xavier_normal_and_biases_at_zero() -> None:
+    pad = make("text", config=ModelConfig(dim=128))
+    linears = [m for m in pad.modules() if isinstance(m, nn.Linear)]
+    assert linears
+    for linear in linears:
+        expected = (2 / (linear.in_features + linear.out_features)) ** 0.5
+        assert abs(float(linear.weight.detach().std()) / expected - 1) < 0.1
+        assert linear.bias is None or not linear.bias.any()
+
+
+def test_every_weight_learns_from_the_mixture() -> None:
+    pad = make(*EXPERTS, config=CONFIG.model_copy(update={"positions": "end", "fusion": "concat"}))
+    users, items = pad(batch(), rows()).mixture()
+    (users @ items.T).square().sum().backward()
+    dead = [name for name, p in pad.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+
+
+@torch.no_grad()
+def test_gate_rows_sum_to_one_and_favour_text_on_rare_items() -> None:
+    weights: Tensor = Gate()(torch.arange(BINS))
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(BINS))
+    assert weights[1, 0] > weights[1, 2]
+    assert weights[10, 2] > weights[10, 0]

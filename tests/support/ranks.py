@@ -1,0 +1,54 @@
+"""Run a function on real gloo ranks, each its own process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
+    """Results of `function(*args)` on every rank, in rank order; it must be importable.
+
+    A rank that raises or outlives `timeout` seconds fails the test and ends the others.
+    """
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        places = [(f"file://{folder}/store", rank, world_size) for rank in range(world_size)]
+        processes = [context.Process(target=_rank, args=(results, place, function, args)) for place in places]
+        for process in processes:
+            process.start()
+        try:
+            found = dict(_result(results, timeout) for _ in processes)
+            for process in processes:
+                process.join(timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+    return [found[rank] for rank in range(world_size)]
+
+
+def _result(results: Any, timeout: float) -> tuple[int, Any]:
+    rank, value, error = results.get(timeout=timeout)
+    if error:
+        raise AssertionError(f"rank {rank} failed:\n{error}")
+    return rank, value
+
+
+def _rank(results: Any, place: tuple[str, int, int], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    url, rank, world_size = place
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=world_size)
+        results.put((rank, function(*args), None))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))

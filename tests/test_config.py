@@ -1,0 +1,178 @@
+from pathlib import Path
+
+import pytest
+
+from pad_dist.config import STAGES, Config, load_config, parse_config
+from pad_dist.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(values: dict[str, object]) -> str:
+    """The one line that refuses these values."""
+    with pytest.raises(UserError) as error:
+        parse_config({"name": "x", **values}, "run.yaml")
+    message = str(error.value)
+    assert message.startswith("run.yaml: ")
+    assert "\n" not in message
+    return message.removeprefix("run.yaml: ")
+
+
+def test_defaults_are_a_valid_run_that_writes_under_its_name() -> None:
+    config = parse_config({"name": "x"}, "run.yaml")
+    assert (config.out, config.dataset) == ("runs/x", "runs/x/dataset")
+
+
+def test_the_dataset_follows_out_unless_it_is_given() -> None:
+    assert parse_config({"name": "x", "out": "s3://b/o"}, "c").dataset == "s3://b/o/dataset"
+    assert parse_config({"name": "x", "out": "o", "dataset": "s3://b/d"}, "c").dataset == "s3://b/d"
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong", "nearest"),
+    [
+        ({"modle": {}}, "modle", "model"),
+        ({"model": {"dmi": 8}}, "model.dmi", "model.dim"),
+        ({"training": {"loss": {"negative": 3}}}, "training.loss.negative", "training.loss.negatives"),
+        ({"align": {"gama": 1}}, "align.gama", "align.gamma"),
+        # The right word in the wrong section.
+        ({"training": {"negatives": 3}}, "training.negatives", "training.loss.negatives"),
+        ({"lr": 3}, "lr", "pretrain.lr"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_valid_one(values: dict[str, object], wrong: str, nearest: str) -> None:
+    assert refusal(values) == f"unknown key {wrong}; did you mean {nearest}?"
+
+
+def test_a_key_like_no_other_gets_no_guess() -> None:
+    assert refusal({"zzzz": 1}) == "unknown key zzzz"
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    message = refusal({"seed": "seven", "model": {"dim": 2, "blcks": 1}})
+    assert "seed: " in message
+    assert "model.dim: " in message
+    assert "did you mean model.blocks?" in message
+
+
+def test_fp16_is_refused_with_the_precision_to_use() -> None:
+    message = refusal({"training": {"precision": "fp16"}})
+    assert message.startswith("training.precision=fp16")
+    assert "use bf16 or fp32" in message
+
+
+def test_gradient_accumulation_is_refused_with_the_setting_to_raise() -> None:
+    message = refusal({"training": {"gradient_accumulation": 4}})
+    assert message.startswith("training.gradient_accumulation=4")
+    assert "raise training.batch_size" in message
+
+
+def test_adamw_is_for_the_torch_backend_alone() -> None:
+    assert "use rowwise_adagrad, or sparse.backend=torch" in refusal({"sparse": {"optimizer": "adamw"}})
+    config = parse_config({"name": "x", "sparse": {"optimizer": "adamw", "backend": "torch"}}, "c")
+    assert config.sparse.optimizer == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"data": {"max_history": 22}}, "set data.max_history and data.keep_last together"),
+        ({"data": {"min_rating": 4}}, "data.min_rating needs data.columns.rating"),
+        ({"model": {"dim": 10, "heads": 3}}, "model.heads must divide model.dim"),
+    ],
+)
+def test_settings_that_need_one_another(values: dict[str, object], says: str) -> None:
+    assert says in refusal(values)
+
+
+def test_overrides_reach_any_depth_and_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\nmodel: {dim: 64}\n")
+    overrides = [
+        "model.dim=32",
+        "training.loss.kind=bce",
+        "pretrain.lr=1e-4",
+        "data.min_rating=",
+        "disentangle.freeze=[id]",
+    ]
+    config = load_config(path, overrides)
+    assert config.model.dim == 32
+    assert config.training.loss.kind == "bce"
+    assert config.pretrain.lr == 1e-4
+    assert config.data.min_rating is None
+    assert config.disentangle.freeze == ("id",)
+
+
+def test_an_override_value_may_hold_equals_signs(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "name: x\n"), ["data.interactions=s3://b/day=1/e.csv"])
+    assert config.data.interactions == "s3://b/day=1/e.csv"
+
+
+def test_out_of_the_command_line_wins_and_moves_the_dataset(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "name: x\nout: a\n"), ["out=b"], out="c")
+    assert (config.out, config.dataset) == ("c", "c/dataset")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.dim", "is not of the form section.key=value"),
+        ("=3", "is not of the form section.key=value"),
+        ("seed.x=3", "seed is a value, not a section"),
+        ("seed=[", "'[' is not a YAML value"),
+        ("model.dmi=3", "did you mean model.dim?"),
+    ],
+)
+def test_a_bad_override_is_one_clear_line(tmp_path: Path, override: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(write(tmp_path, "name: x\nseed: 3\n"), [override])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name: [", "is not valid YAML"),
+        (b"name: \xff\xfe\n", "is not valid YAML"),
+        (b"- a\n", "must hold a mapping of sections, not list"),
+        (b"", "name: Field required"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_config(str(path))
+    assert str(path) in str(error.value)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_config(str(tmp_path / "nowhere.yaml"))
+
+
+def test_a_config_survives_its_own_dump() -> None:
+    config = parse_config({"name": "x", "disentangle": {"freeze": ["id"]}}, "c")
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_each_stage_has_its_own_section() -> None:
+    config = parse_config({"name": "x", **{name: {"epochs": 3 + i} for i, name in enumerate(STAGES)}}, "c")
+    assert [config.stage(name).epochs for name in STAGES] == [3, 4, 5]
+
+
+def test_the_documented_configs_are_there() -> None:
+    assert {"demo", "prime_pantry", "beauty", "sports", "paper_prime_pantry"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_under_its_own_name(path: Path) -> None:
+    assert load_config(str(path)).name == path.stem
