@@ -117,6 +117,8 @@ class ModelConfig(Section):
     """GELU after the last layer too (the paper's form)."""
     fusion: Literal["concat", "sum"] = "sum"
     """Aligned item vector: GELU(Linear([e ; t])) (the paper's form) or e + t."""
+    gate_init: Literal["ramps", "even"] = "even"
+    """First gate logits: the paper's ramps, which all but close the aligned expert, or zeros."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -184,8 +186,6 @@ class DisentangleConfig(StageConfig):
     """Experts kept as they come; the paper freezes none."""
     expert_loss: float = Field(0.0, ge=0)
     """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
-    gate_init: Literal["paper", "even"] = "paper"
-    """First gate logits: METHOD's ramps, which all but close the aligned expert, or zeros."""
     gate_lr: float = Field(1e-2, gt=0)
     gate_weight_decay: float = Field(0.01, ge=0)
 
@@ -248,7 +248,7 @@ class Config(Section):
             data = values.get("data")
             if isinstance(data, dict) and data.get("synthetic") is not None and not data.get("interactions"):
                 raw = f"{values['out']}/raw"
-                values["data"] = data | {"interactions": f"{raw}/interactions.csv.gz", "items": f"{raw}/items.csv.gz"}
+                values["data"] = data | {"interactions": f"{raw}/interactions-*.csv.gz", "items": f"{raw}/items.csv.gz"}
         return values
 
     def stage(self, name: StageName) -> StageConfig:

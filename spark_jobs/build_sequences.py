@@ -173,7 +173,8 @@ def _why_empty(events: DataFrame, read: int, rejected: int, data: DataConfig) ->
     left = read - rejected
     text = f"no history is left of {data.interactions}: {read} events read, {rejected} of them unreadable"
     if left and data.min_rating is not None:
-        left = events.where(F.col("rating") >= data.min_rating).count()
+        events = events.where(F.col("rating") >= data.min_rating)
+        left = events.count()
         text += f", {left} left by data.min_rating={data.min_rating:g}"
     if left:
         longest = events.groupBy("user_key").count().agg(F.max("count")).collect()[0][0]

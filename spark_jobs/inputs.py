@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from os.path import abspath
 from typing import Literal
 
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -100,7 +98,7 @@ def admit(rows: DataFrame, url: str, role: str, max_share: float, folder: str) -
         counts = {row.rejected: row["count"] for row in rows.groupBy("rejected").count().collect()}
         read = sum(counts.values())
         counts.pop(None, None)
-        rejected = Counter({f"{role}: {reason}": count for reason, count in sorted(counts.items())})
+        rejected = Counter({f"{role}: {reason}": count for reason, count in counts.items()})
         if not rejected:
             storage.remove(set_aside)
             return Admitted(rows, read, rejected)
@@ -111,7 +109,7 @@ def admit(rows: DataFrame, url: str, role: str, max_share: float, folder: str) -
     storage.write_bytes(set_aside, ("\n".join(lines) + "\n").encode())
     share = rejected.total() / read
     if share > max_share:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common())
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
         raise UserError(
             f"{rejected.total()} of {read} rows ({share:.1%}) of {url} are unreadable ({reasons}), more than "
             f"data.max_rejected_share={max_share:g} allows: see {set_aside}, mend the input or raise the share"
@@ -127,7 +125,9 @@ def reading(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (PySparkException, Py4JJavaError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Py4JJavaError or PySparkException, by the moment Spark notices
         text = str(error)
         if "[PATH_NOT_FOUND]" in text:
             raise UserError(f"{url} does not exist; {_neighbours(url)}") from None

@@ -33,6 +33,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.caseSensitive": "true",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         "spark.log.level": "WARN",
     }
     if not submitted:

@@ -48,7 +48,7 @@ def write_sequences(events: DataFrame, root: str) -> tuple[list[FileEntry], int]
     """
 
     def write(batches: Batches) -> Batches:
-        yield _write(root, "sequences", SEQUENCES, _users(batches), _events_in)
+        yield _write(root, "sequences", SEQUENCES, users_of(batches), _events_in)
 
     return _collect(events.select("user_key", "item_index"), write)
 
@@ -100,7 +100,7 @@ def _write(
     with storage.atomic_writer(storage.join(root, path)) as file:
         output = _HashingFile(file)
         with pq.ParquetWriter(output, schema, compression="zstd") as writer:
-            for table in _regroup(tables, ROWS_PER_GROUP):
+            for table in regroup(tables, ROWS_PER_GROUP):
                 if "item_index" in schema.names and first_index is None:
                     first_index = table["item_index"][0].as_py()
                 rows, counted = rows + table.num_rows, counted + count(table)
@@ -136,7 +136,7 @@ class _HashingFile:
         self._file.flush()
 
 
-def _regroup(tables: Tables, rows: int) -> Tables:
+def regroup(tables: Tables, rows: int) -> Tables:
     """The same rows in tables of exactly `rows` (the last may be shorter), each one contiguous."""
     held: list[pa.Table] = []
     size = 0
@@ -154,19 +154,15 @@ def _regroup(tables: Tables, rows: int) -> Tables:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def _users(batches: Batches) -> Tables:
+def users_of(batches: Batches) -> Tables:
     """One row per run of equal user_key; a run may go over batches."""
     held: list[pa.Table] = []
     for batch in batches:
         held.append(pa.Table.from_batches([batch]))
-        users = held[-1]["user_key"]
-        if held[0]["user_key"][0] == users[-1]:
+        if held[0]["user_key"][0] == held[-1]["user_key"][-1]:
             continue  # still the same user
         table = pa.concat_tables(held)
-        last = len(table) - 1
-        users = table["user_key"].combine_chunks()
-        starts = _starts(users)
-        last = int(starts[-1])
+        last = int(_starts(table["user_key"].combine_chunks())[-1])
         yield _grouped(table.slice(0, last))
         held = [table.slice(last)]
     if held:

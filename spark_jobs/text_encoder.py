@@ -39,7 +39,7 @@ class Encoder:
 
     def __init__(self, config: TextConfig, device: str = "cpu") -> None:
         source, options = _source(config)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
             # A GPU keeps the checkpoint's own precision, since large models are not published in float32.

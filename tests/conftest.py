@@ -13,12 +13,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def root() -> Path:
-    """The repository."""
-    return ROOT
-
-
-@pytest.fixture
 def shared_data() -> Path:
     """Real data sets that lie beside a developer's checkout."""
     data = ROOT.parent / "shared" / "data"

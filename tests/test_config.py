@@ -41,6 +41,7 @@ def test_the_dataset_follows_out_unless_it_is_given() -> None:
         ({"model": {"dmi": 8}}, "model.dmi", "model.dim"),
         ({"training": {"loss": {"negative": 3}}}, "training.loss.negative", "training.loss.negatives"),
         ({"align": {"gama": 1}}, "align.gama", "align.gamma"),
+        ({"data": {"columns": {"items": "x"}}}, "data.columns.items", "data.columns.item"),
         # The right word in the wrong section.
         ({"training": {"negatives": 3}}, "training.negatives", "training.loss.negatives"),
         ({"lr": 3}, "lr", "pretrain.lr"),

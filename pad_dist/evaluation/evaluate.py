@@ -39,7 +39,7 @@ def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, 
     return {name: {split: by_split[split][name] for split in SPLITS} for name in scorers}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> dict[str, Metrics]:
     """Rank every user's held-out item among the whole catalogue, once per scorer. Collective.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,12 +15,15 @@ _FIRST_AND_LAST_LOGIT = {"id": (1.0, 0.0), "aligned": (-4.0, -5.0), "text": (0.0
 
 
 class Gate(nn.Module):
-    """Weights of the ID, aligned and text expert from the candidate item's frequency bin."""
+    """Weights of the ID, aligned and text expert from the candidate item's frequency bin.
 
-    def __init__(self) -> None:
+    Logits start on the paper's ramps, or all at 0 ("even": each expert a third).
+    """
+
+    def __init__(self, init: Literal["ramps", "even"]) -> None:
         super().__init__()
-        ramps = [torch.linspace(first, last, BINS) for first, last in _FIRST_AND_LAST_LOGIT.values()]
-        self.logits = nn.Parameter(torch.stack(ramps, dim=1))
+        ramps = torch.stack([torch.linspace(*ends, BINS) for ends in _FIRST_AND_LAST_LOGIT.values()], dim=1)
+        self.logits = nn.Parameter(ramps if init == "ramps" else torch.zeros_like(ramps))
 
     def forward(self, bins: Tensor) -> Tensor:
         """[U] bins -> [U, 3] weights in the order id, aligned, text; each row sums to 1."""

@@ -60,7 +60,7 @@ class Pad(nn.Module):
         self.names = tuple(name for name in EXPERTS if name in experts)
         self.experts = nn.ModuleDict({name: build_expert(name, config, text_dim) for name in self.names})
         self.experts.apply(_initialise)
-        self.gate = Gate() if self.names == EXPERTS else None
+        self.gate = Gate(config.gate_init) if self.names == EXPERTS else None
 
     def forward(self, batch: Batch, rows: Rows) -> Output:
         """Encode a training batch; `rows` are those of `batch.items`."""

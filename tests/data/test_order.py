@@ -34,6 +34,7 @@ def test_order_changes_with_epoch_and_seed_and_is_mixed() -> None:
     assert batches() == first
     assert batches(epoch=1) != first
     assert batches(seed=8) != first
+    assert batches(shard_rows=[64], epoch=1) != batches(shard_rows=[64])  # inside a shard too
     # With everything in one block, an early batch reaches into every non-empty shard.
     shard = np.searchsorted(np.cumsum(SHARDS), batches(block_rows=10_000, batch_size=64)[0], side="right")
     assert set(shard) == {0, 2, 3, 4, 5}
@@ -49,3 +50,11 @@ def test_a_batch_touches_at_most_two_blocks_of_shards() -> None:
     touched = [set(owner[rows]) for rows in batches()]
     # block_rows = 70 holds at most 40 + 7 (+ 0) or one large shard: 4 shards in two neighbouring blocks.
     assert max(map(len, touched)) <= 4 < len(set(owner))
+
+
+def test_a_rank_reads_few_shards_of_a_batch() -> None:
+    shards = [500] * 8
+    owner = np.repeat(np.arange(8), shards)
+    for rows in epoch_batches(7, 0, shards, 400):
+        touched = [len(set(owner[rank_slice(rows, rank, 4)])) for rank in range(4)]
+        assert len(set(owner[rows])) == 8 and max(touched) <= 4

@@ -143,3 +143,10 @@ def test_a_score_that_is_not_finite_is_refused(value: float, where: str) -> None
     (queries if where == "users" else vectors)[4] = value
     with pytest.raises(UserError, match=BROKEN):
         rank_all(queries, targets, history, ItemSlice(0, vectors))
+
+
+def test_a_score_of_minus_infinity_alone_is_refused() -> None:
+    # It would pass for an item of the history.
+    vectors = torch.tensor([[0.0], [-math.inf], [2.0]])
+    with pytest.raises(UserError, match=BROKEN):
+        rank_all(torch.ones(1, 1), torch.tensor([2]), [[]], ItemSlice(0, vectors))

@@ -89,6 +89,14 @@ def test_fusion_sum_adds_text_to_the_anchor() -> None:
     torch.testing.assert_close(output.items["aligned"], output.projected + output.anchored)
 
 
+@pytest.mark.parametrize("activation", [False, True])
+@torch.no_grad()
+def test_projector_activation_bends_the_last_layer(activation: bool) -> None:
+    pad = make("text", config=CONFIG.model_copy(update={"projector_activation": activation}))
+    vectors = pad.catalogue({"text": 10 * rows()["text"]})
+    assert bool(vectors.min() < -0.17) is not activation  # the least value of GELU
+
+
 @torch.no_grad()
 def test_bf16_weights_take_fp32_rows() -> None:
     assert make(*EXPERTS).bfloat16()(batch(), rows()).mixture()[0].dtype == torch.bfloat16
@@ -101,6 +109,7 @@ def test_weights_start_xavier_normal_and_biases_at_zero() -> None:
     for linear in linears:
         expected = (2 / (linear.in_features + linear.out_features)) ** 0.5
         assert abs(float(linear.weight.detach().std()) / expected - 1) < 0.1
+        assert linear.weight.abs().max() > 2.5 * expected  # a uniform draw ends at 1.73
         assert linear.bias is None or not linear.bias.any()
 
 
@@ -114,7 +123,7 @@ def test_every_weight_learns_from_the_mixture() -> None:
 
 @torch.no_grad()
 def test_gate_rows_sum_to_one_and_favour_text_on_rare_items() -> None:
-    weights: Tensor = Gate()(torch.arange(BINS))
+    weights: Tensor = Gate("ramps")(torch.arange(BINS))
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(BINS))
     assert weights[1, 0] > weights[1, 2]
     assert weights[10, 2] > weights[10, 0]

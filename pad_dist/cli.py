@@ -1,0 +1,58 @@
+"""The pad-dist command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pad_dist.config import load_config
+from pad_dist.doctor import diagnose, print_checks
+from pad_dist.entry import user_errors
+from pad_dist.threads import limit_threads
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+ConfigPath = Annotated[str, typer.Option("--config", help="run YAML, such as configs/demo.yaml")]
+Out = Annotated[str | None, typer.Option("--out", help="directory of the run; default: the config's")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="changes to the config")]
+
+
+@app.command()
+def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> None:
+    """ETL, embedding, the three stages and evaluation; skips what is done."""
+    # torch and the engines load only for the commands that compute.
+    from pad_dist.evaluation.report import bin_table, report_table
+    from pad_dist.pipeline import run as run_pipeline
+
+    console = Console(width=None if Console().is_terminal else 140)
+    with user_errors():
+        settings = load_config(config, overrides, out)
+        report = run_pipeline(settings, config, overrides or [], lambda text: console.print(f"[bold]{text}[/bold]"))
+    console.print(report_table(report))
+    console.print(bin_table(report))
+    console.print(f"report: {settings.out}/report.json")
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Option(help="directory that runs write to")] = Path("."),
+    world_size: Annotated[int, typer.Option(help="local ranks that a run will start")] = 2,
+) -> None:
+    """Check Java, compiler, package versions, the fbgemm trap and free disk, and say the fix."""
+    checks = diagnose(path, world_size)
+    print_checks(checks)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the pad-dist command."""
+    limit_threads()
+    # A checkout's spark_jobs and launchers are found from any working directory.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    app()
