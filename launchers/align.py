@@ -1,4 +1,4 @@
-"""Train the align stage: deepspeed launchers/align.py --config configs/demo.yaml [section.key=value ...]."""
+"""Train the align stage: deepspeed launchers/align.py --config CONFIG [section.key=value ...]."""
 
 from pad_dist.threads import limit_threads
 

@@ -1,4 +1,4 @@
-"""Train the disentangle stage: deepspeed launchers/disentangle.py --config configs/demo.yaml [section.key=value ...]."""
+"""Train the disentangle stage: deepspeed launchers/disentangle.py --config CONFIG [section.key=value ...]."""
 
 from pad_dist.threads import limit_threads
 

@@ -1,4 +1,4 @@
-"""Train the pretrain stage: deepspeed launchers/pretrain.py --config configs/demo.yaml [section.key=value ...]."""
+"""Train the pretrain stage: deepspeed launchers/pretrain.py --config CONFIG [section.key=value ...]."""
 
 from pad_dist.threads import limit_threads
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pad_dist.config import load_config
+from pad_dist.config_file import load_config
 from pad_dist.doctor import diagnose, print_checks
 from pad_dist.entry import user_errors
 from pad_dist.threads import limit_threads
@@ -38,14 +38,11 @@ def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> Non
 
 @app.command()
 def doctor(
-    path: Annotated[Path, typer.Option(help="directory that runs write to")] = Path("."),
+    path: Annotated[str, typer.Option(help="directory that runs write to")] = ".",
     world_size: Annotated[int, typer.Option(help="local ranks that a run will start")] = 2,
 ) -> None:
     """Check Java, compiler, package versions, the fbgemm trap and free disk, and say the fix."""
-    checks = diagnose(path, world_size)
-    print_checks(checks)
-    if not all(check.ok for check in checks):
-        raise typer.Exit(1)
+    raise typer.Exit(print_checks(diagnose(path, world_size)))
 
 
 def main() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from rich.console import Console
+
 from pad_dist import storage
-from pad_dist.config import STAGES, Config, StageName, load_config
+from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config_file import load_config
 from pad_dist.entry import user_errors
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
+from pad_dist.evaluation.report import metrics_table
 from pad_dist.stages.parts import check_ready, fingerprint, is_trained, stage_dir
 from pad_dist.stages.train import train_stage
 from pad_dist.training.ranks import launched
@@ -41,6 +45,7 @@ def evaluate_main() -> None:
                 if ranks.is_first:
                     target = f"{stage_dir(config, stage)}/evaluation.json"
                     storage.write_json(target, {"fingerprint": fingerprint(config, stage), "scores": results})
+                    Console().print(metrics_table(f"{config.name}: {stage}", results))
 
 
 def _arguments(description: str) -> tuple[Config, str]:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -154,13 +155,18 @@ def _ranks(this: Run, launcher: str) -> None:
     spec = importlib.util.find_spec(f"launchers.{launcher}")
     assert spec is not None and spec.origin is not None
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    world_size = str(this.config.training.world_size)
-    _child([deepspeed, "--num_gpus", world_size, spec.origin, *this.arguments], launcher)
+    place = ["--num_gpus", str(this.config.training.world_size), "--master_port", str(_free_port())]
+    _child([deepspeed, "--quiet", *place, spec.origin, *this.arguments], launcher)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _child(command: list[str], step: str) -> None:
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    status = subprocess.run(command, env={**threads, **os.environ}, check=False).returncode
+    status = subprocess.run(command, check=False).returncode
     if status:
         where = "above" if status == USER_ERROR_STATUS else f"above; the command was: {' '.join(command)}"
         raise UserError(f"{step} failed with exit status {status}: its message stands {where}")

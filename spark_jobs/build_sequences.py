@@ -17,7 +17,8 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from pad_dist import storage
-from pad_dist.config import Config, DataConfig, load_config
+from pad_dist.config import Config, DataConfig
+from pad_dist.config_file import load_config
 from pad_dist.data.manifest import Manifest, write_manifest
 from pad_dist.errors import UserError
 from spark_jobs.bins import bin_cuts, cut_frequencies, first_ranks

@@ -34,7 +34,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pad_dist import storage
-from pad_dist.config import Config, TextConfig, load_config
+from pad_dist.config import Config, TextConfig
+from pad_dist.config_file import load_config
 from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file, write_manifest
 from pad_dist.data.text_table import BUILD_COMMAND, text_url, vectors
 from pad_dist.errors import UserError

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pad_dist.config import STAGES, Config, load_config, parse_config
+from pad_dist.config import STAGES, Config
+from pad_dist.config_file import load_config, parse_config
 from pad_dist.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

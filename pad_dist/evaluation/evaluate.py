@@ -30,12 +30,12 @@ def validate(system: System, pad: Pad) -> Metrics:
     return evaluate(system, pad, "valid", [system.main_scorer])[system.main_scorer]
 
 
-def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, dict[Split, Metrics]]:
+def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, dict[str, Metrics]]:
     """All scores of a trained stage: {scorer: {split: metrics}}. Collective."""
     system = load_trained(config, stage, ranks)
     pad = system.pad.eval()
     scorers = [*pad.names, *(["mixture"] if pad.gate is not None else []), "popularity"]
-    by_split = {split: evaluate(system, pad, split, scorers) for split in SPLITS}
+    by_split: dict[str, dict[str, Metrics]] = {split: evaluate(system, pad, split, scorers) for split in SPLITS}
     return {name: {split: by_split[split][name] for split in SPLITS} for name in scorers}
 
 

@@ -54,15 +54,18 @@ def write_report(url: str, report: Mapping[str, Any]) -> None:
 def report_table(report: Mapping[str, Any]) -> Table:
     """Models by (split, overall and cold) hr@10 and ndcg@10; print it with rich."""
     dataset = report["dataset"]
-    table = Table(
-        title=f"{dataset['users']:,} users, {dataset['items']:,} items, {dataset['interactions']:,} interactions",
-        caption="hr@10 / ndcg@10, whole catalogue; cold: target rarely seen in training",
-    )
+    title = f"{dataset['users']:,} users, {dataset['items']:,} items, {dataset['interactions']:,} interactions"
+    return metrics_table(title, dict(_rows(report)))
+
+
+def metrics_table(title: str, rows: Mapping[str, Splits]) -> Table:
+    """One row per model: its metrics by split."""
+    table = Table(title=title, caption="hr@10 / ndcg@10, whole catalogue; cold: target rarely seen in training")
     table.add_column("model")
     for split in SPLITS:
         table.add_column(split, justify="right")
         table.add_column(f"{split} cold", justify="right")
-    for name, splits in _rows(report):
+    for name, splits in rows.items():
         cells = [_cell(part) for split in SPLITS for part in _overall_and_cold(splits.get(split))]
         table.add_row(name, *cells)
     return table

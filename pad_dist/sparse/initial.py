@@ -11,7 +11,9 @@ from torch import Tensor
 BLOCK_ROWS = 4096
 
 
-def fill_normal(shard: Tensor, *, table: str, dim: int, first_row: int, first_column: int, std: float, seed: int) -> None:
+def fill_normal(
+    shard: Tensor, *, table: str, dim: int, first_row: int, first_column: int, std: float, seed: int
+) -> None:
     """Fill one shard in place with its part of the table's N(0, std^2) values.
 
     The table is drawn in blocks of BLOCK_ROWS rows from a counter-based generator

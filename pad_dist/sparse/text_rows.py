@@ -22,9 +22,7 @@ class TextRows:
         self, dataset: str, items: int, *, center: bool, device: torch.device, group: dist.ProcessGroup | None
     ) -> None:
         self.dim = text_manifest(dataset).counts["dim"]
-        self._shards = RowShards(
-            lambda start, stop: read_text_rows(dataset, start, stop), items + 1, device, group
-        )
+        self._shards = RowShards(lambda start, stop: read_text_rows(dataset, start, stop), items + 1, device, group)
         self._mean = torch.zeros(self.dim, device=device)
         self._scale = 1.0
         if center:

@@ -11,8 +11,15 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    KernelConfig,
+    ParameterConstraints,
+    PlannerError,
+    TopologyFactory,
+    TrainerConfig,
+)
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv
 
 from pad_dist.config import SparseConfig
@@ -90,11 +97,12 @@ def _plan(
     group: dist.ProcessGroup,
 ) -> EmbeddingModuleShardingPlan:
     memory = int(config.memory_gib * 2**30)
-    topology = Topology(
-        world_size=dist.get_world_size(group),
-        compute_device=device.type,
-        hbm_cap=memory if device.type == "cuda" else 0,
-        ddr_cap=memory,
+    world_size = dist.get_world_size(group)
+    topology = TopologyFactory.create_topology(
+        TrainerConfig(
+            world_size=world_size, hbm_cap_bytes=memory if device.type == "cuda" else 0, ddr_cap_bytes=memory
+        ),
+        kernel_config=KernelConfig(compute_device=device.type),
     )
     constraints = {
         name: ParameterConstraints(
@@ -102,13 +110,19 @@ def _plan(
         )
         for name in spec.names
     }
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        constraints=constraints,
+        # The dense part is not in memory_gib.
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        debug=False,
+    )
     try:
         plan = planner.collective_plan(collection, cast(Any, [sharder]), group)
     except PlannerError as error:
         raise UserError(
             f"the TorchRec planner finds no {config.sharding} placement of {spec.rows:,} x {spec.dim} tables on "
-            f"{topology.world_size} rank(s) with sparse.memory_gib={config.memory_gib:g}: use more ranks or raise it "
+            f"{world_size} rank(s) with sparse.memory_gib={config.memory_gib:g}: use more ranks or raise it "
             f"({str(error).strip().splitlines()[0]})"
         ) from None
     return cast(EmbeddingModuleShardingPlan, plan.plan[""])

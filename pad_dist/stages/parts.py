@@ -6,9 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from pad_dist import storage
 from pad_dist.config import STAGES, Config, ExpertName, StageName
 from pad_dist.data.dataset import Dataset
-from pad_dist import storage
 from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
 

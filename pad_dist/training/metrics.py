@@ -27,7 +27,9 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._speaks:
             self._lines.close()
             self._board.close()
@@ -62,7 +64,9 @@ class Recorder:
 
     def _write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         if self._speaks:
-            self._lines.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}) + "\n")
+            self._lines.write(
+                json.dumps({"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}) + "\n"
+            )
             self._lines.flush()
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)

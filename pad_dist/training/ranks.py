@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sysconfig
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,14 +55,19 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device=cuda, but torch sees no CUDA device: use training.device=cpu or auto")
     os.environ["DS_ACCELERATOR"] = kind
-    for name, value in _ALONE.items():
-        os.environ.setdefault(name, value)
+    _quieten()
+    # DeepSpeed looks for ninja on PATH even when nothing is left to compile; it lies beside this Python.
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    alone = "RANK" not in os.environ
+    os.environ.update(_ALONE if alone else {})
     device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=config.timeout_minutes)
-    )
+    backend, timeout = "nccl" if kind == "cuda" else "gloo", timedelta(minutes=config.timeout_minutes)
+    if alone:
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
     group = dist.group.WORLD
     assert group is not None
     try:
@@ -70,4 +78,11 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+def _quieten() -> None:
+    """Keep the engines' advice to their own developers off the user's screen; errors stay."""
+    for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torchrec\.")

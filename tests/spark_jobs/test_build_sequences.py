@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pad_dist.config import Config, parse_config
+from pad_dist.config import Config
+from pad_dist.config_file import parse_config
 from pad_dist.data.manifest import Manifest, read_manifest, verify_file
 from pad_dist.errors import UserError
 from spark_jobs.build_sequences import build_sequences, main

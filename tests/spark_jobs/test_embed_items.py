@@ -12,7 +12,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pad_dist import storage
-from pad_dist.config import Config, parse_config
+from pad_dist.config import Config
+from pad_dist.config_file import parse_config
 from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
 from pad_dist.data.text_table import read_text_rows, text_manifest
 from pad_dist.errors import UserError

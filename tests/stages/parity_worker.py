@@ -11,7 +11,8 @@ from pad_dist.threads import limit_threads
 
 limit_threads()
 
-from pad_dist.config import STAGES, Config, StageName, parse_config
+from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config_file import parse_config
 from pad_dist.stages.parts import fingerprint, stage_dir
 from pad_dist.stages.system import build_system, initialise
 from pad_dist.stages.train import Trainer

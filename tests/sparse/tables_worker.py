@@ -1,0 +1,128 @@
+"""What the table tests run on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pad_dist.config import SparseConfig
+from pad_dist.sparse.row_shards import RowShards
+from pad_dist.sparse.tables import Tables, TableSpec, build_tables
+from pad_dist.training.checkpoint import latest_checkpoint, load_tables, save_checkpoint
+from pad_dist.training.ranks import Ranks
+
+ROWS, DIM, STEPS = 5001, 8, 4
+CPU = torch.device("cpu")
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
+SHARDINGS = ("row_wise", "table_wise", "column_wise", "planner")
+
+
+def largest_differences() -> dict[str, float]:
+    """Largest difference between TorchRec and torch tables after training, by optimizer and sharding."""
+    return {
+        f"{optimizer} {sharding}": _difference(SparseConfig(optimizer=optimizer, sharding=sharding))
+        for optimizer in OPTIMIZERS
+        for sharding in SHARDINGS
+    }
+
+
+def frozen_rows_agree() -> bool:
+    """Whether lookups of sharded frozen rows equal the whole array's, also with nothing asked by one rank."""
+    table = np.random.default_rng(0).standard_normal((ROWS, 5)).astype(np.float16)
+    shards = RowShards(lambda start, stop: table[start:stop], ROWS, CPU, _group())
+    agree = len(shards.local) < ROWS or dist.get_world_size() == 1
+    for size in (0, 1, 900):
+        items = _items(seed=size, count=0 if dist.get_rank() else size)
+        agree &= torch.equal(shards.lookup(items), torch.from_numpy(table)[items])
+    return agree
+
+
+def save_trained(directory: str) -> None:
+    """Train two tables and save them from these ranks; rank 0 leaves the whole tables beside."""
+    tables = _tables(SparseConfig())
+    _train(tables)
+    save_checkpoint(directory, 3, {}, tables.state(), {}, _ranks())
+    rows = tables.lookup(torch.arange(ROWS))
+    if dist.get_rank() == 0:
+        torch.save({name: row.detach() for name, row in rows.items()}, Path(directory) / "expected.pt")
+
+
+def loads_what_was_saved(directory: str) -> bool:
+    """Whether a checkpoint of another world size gives the same tables, also under another name."""
+    expected = torch.load(Path(directory) / "expected.pt", weights_only=True)
+    path = latest_checkpoint(directory, "the test")
+    tables = _tables(SparseConfig())
+    weights = tables.state()
+    load_tables(path, {"id": weights["id"]})
+    load_tables(path, {"id": weights["aligned"]})
+    with torch.no_grad():
+        rows = tables.lookup(torch.arange(ROWS))
+    return all(torch.equal(row, expected["id"]) for row in rows.values())
+
+
+def _difference(config: SparseConfig) -> float:
+    sharded = _tables(config)
+    whole = build_tables(_spec(), config.model_copy(update={"backend": "torch"}), CPU, 1)
+    whole.initialise(seed=3, std=0.02)
+    _train(sharded)
+    _train_whole(whole)
+    with torch.no_grad():
+        pairs = zip(sharded.lookup(torch.arange(ROWS)).values(), whole.lookup(torch.arange(ROWS)).values(), strict=True)
+        return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def _train(tables: Tables) -> None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    for step in range(STEPS):
+        tables.set_lr(_lr(step))
+        items, gradient = _wanted(step, rank)
+        rows = tables.lookup(items)
+        (sum((row * gradient).sum() for row in rows.values()) * world_size).backward()
+
+
+def _train_whole(tables: Tables) -> None:
+    for step in range(STEPS):
+        tables.set_lr(_lr(step))
+        total = torch.zeros(ROWS, DIM)
+        asked = [_wanted(step, rank) for rank in range(dist.get_world_size())]
+        for items, gradient in asked:
+            total[items] += gradient
+        items = torch.unique(torch.cat([items for items, _ in asked]))
+        rows = tables.lookup(items)
+        sum((row * total[items]).sum() for row in rows.values()).backward()
+
+
+def _wanted(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items and gradients of a rank; in one step the last rank asks for nothing."""
+    items = _items(seed=10 * step + rank, count=0 if step == 1 and rank == 1 else 400)
+    return items, torch.randn(len(items), DIM, generator=torch.Generator().manual_seed(step + 100 * rank))
+
+
+def _items(seed: int, count: int) -> torch.Tensor:
+    return torch.unique(torch.randint(0, ROWS, (count,), generator=torch.Generator().manual_seed(seed)))
+
+
+def _lr(step: int) -> float:
+    return 0.1 if step < 2 else 0.03
+
+
+def _tables(config: SparseConfig) -> Tables:
+    tables = build_tables(_spec(), config, CPU, dist.get_world_size())
+    tables.initialise(seed=3, std=0.02)
+    return tables
+
+
+def _spec() -> TableSpec:
+    return TableSpec(("id", "aligned"), ROWS, DIM, lr=0.1, weight_decay=0.0)
+
+
+def _ranks() -> Ranks:
+    return Ranks(dist.get_rank(), dist.get_world_size(), CPU, _group())
+
+
+def _group() -> dist.ProcessGroup:
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD

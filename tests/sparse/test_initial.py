@@ -1,0 +1,36 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pad_dist.sparse.initial import BLOCK_ROWS, fill_normal
+
+ROWS, DIM = 2 * BLOCK_ROWS + 700, 6
+
+
+def fill(first_row: int, rows: int, first_column: int = 0, columns: int = DIM, *, seed: int = 5, table: str = "id"):
+    shard = torch.full((rows, columns), torch.nan)
+    fill_normal(shard, table=table, dim=DIM, first_row=first_row, first_column=first_column, std=0.5, seed=seed)
+    return shard
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [BLOCK_ROWS], [100, BLOCK_ROWS + 1, ROWS - 1]])
+def test_row_wise_shards_hold_the_rows_of_the_whole_table(cuts: list[int]) -> None:
+    bounds = [0, *cuts, ROWS]
+    parts = [fill(start, stop - start) for start, stop in itertools.pairwise(bounds)]
+    assert torch.equal(torch.cat(parts), fill(0, ROWS))
+
+
+def test_column_wise_shards_hold_the_columns_of_the_whole_table() -> None:
+    whole = fill(0, ROWS)
+    assert torch.equal(torch.cat([fill(0, ROWS, 0, 2), fill(0, ROWS, 2, 4)], dim=1), whole)
+
+
+def test_values_are_normal_with_the_asked_deviation_and_differ_by_seed_and_table() -> None:
+    values = fill(0, ROWS)
+    assert abs(values.mean().item()) < 0.01
+    assert values.std().item() == pytest.approx(0.5, rel=0.02)
+    assert len(np.unique(values.numpy())) > 0.99 * values.numel()
+    assert not torch.equal(values, fill(0, ROWS, seed=6))
+    assert not torch.equal(values, fill(0, ROWS, table="aligned"))

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from pad_dist.config import SparseConfig
+from pad_dist.errors import UserError
+from pad_dist.sparse.tables import TableSpec, build_tables, check_capacity
+from tests.sparse import tables_worker as worker
+from tests.support.ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_torchrec_and_torch_backends_learn_the_same_rows(world_size: int) -> None:
+    for differences in run_ranks(worker.largest_differences, world_size, timeout=120):
+        assert len(differences) == len(worker.OPTIMIZERS) * len(worker.SHARDINGS)
+        assert max(differences.values()) < 1e-6, differences
+
+
+def test_frozen_rows_are_found_on_whatever_rank_holds_them() -> None:
+    assert run_ranks(worker.frozen_rows_agree, 2) == [True, True]
+
+
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(2, 1), (1, 2), (2, 3)])
+def test_tables_load_at_another_world_size_and_under_another_name(
+    tmp_path: Path, saved_by: int, loaded_by: int
+) -> None:
+    run_ranks(worker.save_trained, saved_by, str(tmp_path))
+    assert all(run_ranks(worker.loads_what_was_saved, loaded_by, str(tmp_path)))
+
+
+def test_tables_that_do_not_fit_are_refused_with_the_number_of_ranks_that_would_do() -> None:
+    spec = TableSpec(("id",), 10_000_000, 128, lr=0.1, weight_decay=0.0)  # 5.16e9 bytes with row-wise state
+    config = SparseConfig(memory_gib=1)
+    with pytest.raises(UserError, match=r"4\.8 GiB .* at least 5 ranks"):
+        check_capacity(spec, config, 2)
+    check_capacity(spec, config, 5)
+
+
+def test_torch_backend_refuses_several_ranks() -> None:
+    spec = TableSpec(("id",), 100, 8, lr=0.1, weight_decay=0.0)
+    with pytest.raises(UserError, match="use one rank"):
+        build_tables(spec, SparseConfig(backend="torch"), CPU, 2)
+
+
+def test_adamw_equals_a_dense_table_under_adamw() -> None:
+    spec = TableSpec(("id",), 50, 4, lr=0.01, weight_decay=0.1)
+    tables = build_tables(spec, SparseConfig(backend="torch", optimizer="adamw"), CPU, 1)
+    tables.initialise(seed=1, std=0.5)
+    dense = torch.nn.Parameter(next(tables.local_shards()).tensor.clone())
+    optimizer = torch.optim.AdamW([dense], lr=0.01, weight_decay=0.1)
+    for step in range(5):
+        items = torch.unique(torch.randint(0, 50, (20,), generator=torch.Generator().manual_seed(step)))
+        tables.lookup(items)["id"].square().sum().backward()
+        optimizer.zero_grad()
+        dense[items].square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(next(tables.local_shards()).tensor, dense.detach())

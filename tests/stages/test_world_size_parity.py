@@ -1,0 +1,72 @@
+"""The same global batches on 1 and 2 ranks under every ZeRO stage give the same losses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pad_dist.config import STAGES
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+from tests.support.tiny_text import write_tiny_text
+
+WORKER = Path(__file__).with_name("parity_worker.py")
+ROOT = Path(__file__).parents[2]
+Losses = dict[str, dict[str, list[float]]]
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
+    """Per world size, ZeRO stage and training stage, the 20 losses; the same for BCE under "bce"."""
+    folder = tmp_path_factory.mktemp("parity")
+    dataset = write_tiny_dataset(folder / "dataset", random_sequences(45, 60, seed=1), 60)
+    write_tiny_text(dataset, 12)
+    found = {}
+    for loss in ("sampled_softmax", "bce"):
+        settings = {
+            "name": "parity",
+            "out": str(folder / loss),
+            "dataset": dataset,
+            "model": {"dim": 16, "max_length": 8, "dropout": 0.0, "positions": "end"},
+            "training": {"batch_size": 8, "loss": {"kind": loss, "negatives": 30}},
+            "disentangle": {"expert_loss": 0.5},
+        }
+        file = folder / f"{loss}.json"
+        file.write_text(json.dumps(settings))
+        for world_size, zero_stages in ((1, "0"), (2, "0123" if loss == "sampled_softmax" else "0")):
+            found[f"{loss} {world_size}"] = launch(world_size, file, folder / f"{loss}-{world_size}.json", zero_stages)
+    return found
+
+
+def launch(world_size: int, settings: Path, target: Path, zero_stages: str) -> Losses:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+    command = [*torchrun, str(WORKER), str(settings), str(target), *zero_stages]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    content: Losses = json.loads(target.read_text())
+    return content
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
+def test_two_ranks_under_any_zero_stage_take_the_steps_of_one(losses: dict[str, Losses], stage: str, zero: str) -> None:
+    one = losses["sampled_softmax 1"]["0"][stage]
+    two = losses["sampled_softmax 2"][zero][stage]
+    assert len(one) == 20
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_negative_per_position_is_drawn_alike_on_one_and_two_ranks(losses: dict[str, Losses], stage: str) -> None:
+    np.testing.assert_allclose(losses["bce 2"]["0"][stage], losses["bce 1"]["0"][stage], rtol=1e-5)
+
+
+def test_the_losses_are_those_of_training(losses: dict[str, Losses]) -> None:
+    # Equal losses prove nothing if the weights never move.
+    for stage in ("pretrain", "align"):
+        curve = losses["sampled_softmax 1"]["0"][stage]
+        assert np.mean(curve[-5:]) < 0.9 * np.mean(curve[:5])
