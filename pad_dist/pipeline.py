@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -47,11 +48,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """A named part of a run: what it would be made from (`mark`), and how to make it."""
+    """A named part of a run.
+
+    `mark` digests what it would be made from, `found` is the mark of what is there
+    (None: nothing is), `make` makes it.
+    """
 
     name: str
     mark: Callable[[], str]
-    is_there: Callable[[], bool]
+    found: Callable[[], str | None]
     make: Callable[[], None]
 
 
@@ -59,18 +64,19 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
     """Do what is not yet done and return the report, also left at `<out>/report.json`.
 
     Raises:
-        UserError: the environment or the input is wrong; a step of the run failed.
+        UserError: the environment is wrong, or a step of the run failed.
+        SystemExit: with status 2, where a step has told the user's mistake.
     """
     problems = [check for check in diagnose(config.out, config.training.world_size) if not check.ok]
     if problems:
         raise UserError("; ".join(f"{check.name}: {check.found}, {check.fix}" for check in problems))
-    arguments = ("--config", config_path, *overrides, f"out={config.out}")
-    this = Run(config, arguments)
+    # JSON is YAML too, and keeps a name such as 2024 a string.
+    this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"))
     timings = _Record(f"{config.out}/timings.json")
     marks = _Record(f"{config.out}/steps.json")
-    for step in _steps(this):
+    for step in _steps(this, marks):
         mark = step.mark()
-        if step.is_there() and marks.get(step.name) == mark:
+        if step.found() == mark:
             say(f"{step.name}: already done")
             continue
         say(f"{step.name}: start")
@@ -84,17 +90,17 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
     return report
 
 
-def _steps(this: Run) -> list[Step]:
+def _steps(this: Run, marks: _Record) -> list[Step]:
     config = this.config
     steps = []
     if config.data.synthetic is not None and config.data.interactions.startswith(f"{config.out}/raw/"):
-        steps.append(_synthetic(config))
+        steps.append(_synthetic(config, marks))
     manifest, text = f"{config.dataset}/manifest.json", f"{config.dataset}/text/manifest.json"
     steps.append(
         Step(
             "build_sequences",
             lambda: _digest(config.data.model_dump(exclude={"spark_master", "spark_conf"}), _inputs(config)),
-            lambda: storage.exists(manifest),
+            lambda: marks.get("build_sequences") if storage.exists(manifest) else None,
             lambda: _spark(this, "build_sequences"),
         )
     )
@@ -102,7 +108,7 @@ def _steps(this: Run) -> list[Step]:
         Step(
             "embed_items",
             lambda: _digest(config.text.model_dump(exclude={"center"}), Dataset.open(config.dataset).content_hash),
-            lambda: storage.exists(text),
+            lambda: marks.get("embed_items") if storage.exists(text) else None,
             lambda: _spark(this, "embed_items"),
         )
     )
@@ -114,20 +120,20 @@ def _steps(this: Run) -> list[Step]:
             lambda: _digest(
                 fingerprint(config, STAGES[-1]), config.evaluation.cold_max_frequency, config.training.world_size
             ),
-            lambda: all(storage.exists(_evaluation(config, stage)) for stage in STAGES),
+            lambda: marks.get("evaluate") if all(storage.exists(_evaluation(config, s)) for s in STAGES) else None,
             lambda: _ranks(this, "evaluate"),
         )
     )
     return steps
 
 
-def _synthetic(config: Config) -> Step:
+def _synthetic(config: Config, marks: _Record) -> Step:
     settings = config.data.synthetic
     assert settings is not None
     return Step(
         "synthetic",
         lambda: _digest(settings.model_dump(), config.seed),
-        lambda: storage.exists(config.data.items),
+        lambda: marks.get("synthetic") if storage.exists(config.data.items) else None,
         lambda: write_synthetic(
             f"{config.out}/raw", events=settings.events, users=settings.users, items=settings.items, seed=config.seed
         ),
@@ -144,7 +150,11 @@ def _train(this: Run, stage: StageName) -> Step:
         check_capacity(spec, config.sparse, config.training.world_size)
         _ranks(this, stage)
 
-    return Step(stage, lambda: fingerprint(config, stage), lambda: is_trained(config, stage), make)
+    def found() -> str | None:
+        # The stage keeps its own mark: a launcher may have trained it, here or on a cluster.
+        return fingerprint(config, stage) if is_trained(config, stage) else None
+
+    return Step(stage, lambda: fingerprint(config, stage), found, make)
 
 
 def _spark(this: Run, job: str) -> None:
@@ -167,15 +177,19 @@ def _free_port() -> int:
 
 def _child(command: list[str], step: str) -> None:
     status = subprocess.run(command, check=False).returncode
+    if status == USER_ERROR_STATUS:
+        # The step has said in one line what is wrong.
+        sys.exit(status)
     if status:
-        where = "above" if status == USER_ERROR_STATUS else f"above; the command was: {' '.join(command)}"
-        raise UserError(f"{step} failed with exit status {status}: its message stands {where}")
+        raise UserError(
+            f"{step} failed with exit status {status}, its message stands above; the command was: {shlex.join(command)}"
+        )
 
 
 def _inputs(config: Config) -> list[str]:
     """What the raw inputs are now: changes when a file does."""
     marks = []
-    for url in (config.data.interactions, config.data.items):
+    for url in filter(None, (config.data.interactions, config.data.items)):
         fs, path = storage.filesystem(url)
         for file in sorted(map(str, fs.glob(path) if "*" in path else fs.find(path))):
             marks.append(f"{file} {fs.ukey(file)}")
@@ -196,16 +210,23 @@ def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
     )
 
 
+def _commit() -> str | None:
+    """The commit of this checkout; None where there is none, or no git."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
+
+
 def _environment(config: Config) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "python": platform.python_version(),
         "machine": platform.platform(),
         "cores": os.cpu_count(),
         "world_size": config.training.world_size,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "packages": {d.name: d.version for d in distributions() if d.name in REPORTED},
     }
 

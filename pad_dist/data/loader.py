@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from pad_dist.config import LossConfig
 from pad_dist.data.batches import Batch, EvalBatch
 from pad_dist.data.dataset import Dataset, ranges
+from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
 from pad_dist.data.negatives import shared_negatives, uniform_negatives
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 
@@ -35,6 +37,7 @@ def train_batches(
     rank: int,
     world_size: int,
     start_step: int = 0,
+    occurrence_share: float = 1.0,
 ) -> Iterator[Batch]:
     """This rank's slices of the epoch's global batches, one built ahead in a thread.
 
@@ -47,7 +50,8 @@ def train_batches(
     so that it is never empty. `occurrences` counts the sample tables, [B, L + 1] with
     left padding, and the negatives: for bce a table of the same shape (one draw per
     item of the sample, the last one used for counting only), for shared negatives
-    the [K] ids, counted on rank 0 alone.
+    the [K] ids, counted on rank 0 alone. With `occurrence_share` < 1 only about that
+    share of the items, another one each step, keeps its count; the others have 0.
 
     `positions` is the count of THIS rank: the training loop sums it over ranks.
     """
@@ -57,10 +61,12 @@ def train_batches(
         for step, rows in enumerate(steps, start_step):
             mine = rank_slice(rows, rank, world_size)
             if loss.kind == "bce":
-                yield _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0)
+                batch = _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0)
             else:
                 shared = shared_negatives(seed, epoch, step, loss.negatives, dataset.items)
-                yield _train_batch(dataset, mine, max_length, (seed, epoch), shared, float(rank == 0))
+                batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, float(rank == 0))
+            sampled = _sampled(batch.items, (seed, epoch, step), occurrence_share)
+            yield replace(batch, occurrences=batch.occurrences * sampled)
 
     return _prefetch(build())
 
@@ -123,6 +129,14 @@ def _train_batch(
         positions=torch.tensor(len(targets)),
         shared_negatives=shared is not None,
     )
+
+
+def _sampled(items: Tensor, key: tuple[int, int, int], share: float) -> Tensor:
+    """[U] whether an item is in the step's sample: a hash of (seed, epoch, step, item), alike on every rank."""
+    seed, epoch, step = key
+    place = hash_ids(seed, SAMPLED_ITEM, epoch, step, items.numpy()) / 2.0**64
+    # The highest hashes round to 1.
+    return torch.from_numpy((place < share) | (share >= 1))
 
 
 def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:

@@ -44,7 +44,7 @@ class StageObjective(nn.Module):
         rows = {name: row.detach() if name in self._frozen else row for name, row in rows.items()}
         output: Output = self.pad(batch, rows)
         loss = self._recommendation(output, batch) / batch.positions.clamp(min=1)
-        if self._stage == "align":
+        if self._stage == "align" and self._config.align.gamma:
             loss = loss + self._config.align.gamma * self._alignment(output, batch)
         return loss * self._world_size
 

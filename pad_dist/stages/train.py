@@ -98,6 +98,7 @@ class Trainer:
             loss=config.training.loss,
             rank=system.ranks.rank,
             world_size=system.ranks.world_size,
+            occurrence_share=config.align.mmd_item_share if system.stage == "align" else 1.0,
         )
 
     def step(self, batch: Batch) -> Tensor:

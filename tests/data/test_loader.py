@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from pad_dist.config import LossConfig
 from pad_dist.data.batches import Batch, EvalBatch
 from pad_dist.data.dataset import Dataset
+from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
 from pad_dist.data.loader import eval_batches, train_batches
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 from pad_dist.errors import UserError
@@ -74,8 +76,10 @@ def test_batches_equal_a_slow_oracle(dataset: Dataset, loss: LossConfig, world_s
 
 
 @LOSSES
-def test_ranks_together_are_the_single_rank_batch(dataset: Dataset, loss: LossConfig) -> None:
-    for whole, *parts in zip(train(dataset, loss), *(train(dataset, loss, rank, 3) for rank in range(3)), strict=True):
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_ranks_together_are_the_single_rank_batch(dataset: Dataset, loss: LossConfig, share: float) -> None:
+    everyone = [train(dataset, loss, rank, 3, occurrence_share=share) for rank in range(3)]
+    for whole, *parts in zip(train(dataset, loss, occurrence_share=share), *everyone, strict=True):
         assert torch.cat([part.lengths for part in parts]).equal(whole.lengths)
         for name in ("inputs", "targets", "negatives"):
             ids = [part.items[getattr(part, name)] for part in parts]
@@ -102,10 +106,31 @@ def test_a_rank_with_nothing_still_takes_every_step(dataset: Dataset, loss: Loss
 
 @LOSSES
 def test_a_resumed_epoch_gives_the_same_batches(dataset: Dataset, loss: LossConfig) -> None:
-    whole, resumed = train(dataset, loss), train(dataset, loss, start_step=2)
+    whole = train(dataset, loss, occurrence_share=0.4)
+    resumed = train(dataset, loss, occurrence_share=0.4, start_step=2)
     assert len(resumed) == len(whole) - 2
     assert all(equal(a, b) for a, b in zip(whole[2:], resumed, strict=True))
     assert not equal(whole[2], train(dataset, loss, epoch=3)[2])
+
+
+@LOSSES
+def test_a_share_of_the_items_keeps_its_occurrences(dataset: Dataset, loss: LossConfig) -> None:
+    pairs = zip(train(dataset, loss), train(dataset, loss, occurrence_share=0.4), strict=True)
+    for step, (whole, part) in enumerate(pairs):
+        hashes = [int(hash_ids(7, SAMPLED_ITEM, 2, step, item)) for item in whole.items.tolist()]
+        kept = torch.tensor([value < 0.4 * 2**64 for value in hashes])
+        assert part.occurrences.equal(whole.occurrences.where(kept, 0))
+        assert equal(replace(part, occurrences=whole.occurrences), whole)
+
+
+def test_another_share_of_the_items_is_drawn_every_step(dataset: Dataset) -> None:
+    steps = [batch for epoch in range(25) for batch in train(dataset, SHARED, epoch=epoch, occurrence_share=0.4)]
+    drawn = torch.zeros(2, ITEMS + 1)
+    for batch in steps:
+        drawn.index_add_(1, batch.items, torch.stack([batch.occurrences > 0, torch.ones(len(batch.items))]).float())
+    # 100 steps: every item is in some samples and out of others, padding too.
+    assert (drawn[0] > 0).all() and (drawn[0] < drawn[1]).all()
+    assert abs(drawn[0].sum() / drawn[1].sum() - 0.4) < 0.05  # five standard deviations
 
 
 @LOSSES

@@ -1,0 +1,71 @@
+"""A tiny system in memory: what the objective's tests compute with, here and on several ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from pad_dist.config import STAGES, Config, StageName
+from pad_dist.data.batches import Batch, Rows
+from pad_dist.model.pad import Pad
+from pad_dist.stages.objective import StageObjective
+from pad_dist.stages.parts import PARTS
+
+ITEMS, DIM, TEXT_DIM = 9, 8, 5
+
+
+def config(**sections: object) -> Config:
+    """A small config; dropout is off unless a test says otherwise."""
+    values = {"model": {"dim": DIM, "max_length": 4, "dropout": 0.0, "gate_init": "ramps"}, **sections}
+    return Config.model_validate({"name": "tiny", **values})
+
+
+def rows() -> Rows:
+    """Rows of nine items, the first of them padding; those of the tables want a gradient."""
+    generator = torch.Generator().manual_seed(3)
+    tables = {name: torch.randn(ITEMS, DIM, generator=generator).requires_grad_() for name in ("id", "aligned")}
+    text = torch.randn(ITEMS, TEXT_DIM, generator=generator)
+    return {**tables, "text": text, "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2, 9, 5])}
+
+
+def batch() -> Batch:
+    """Three sequences of 2, 3 and 1 positions with four shared negatives; item 30 is in no sample of MK-MMD."""
+    return Batch(
+        items=torch.tensor([0, 4, 9, 11, 12, 30, 41, 52, 60]),
+        lengths=torch.tensor([2, 3, 1]),
+        inputs=torch.tensor([1, 2, 3, 4, 6, 2]),
+        targets=torch.tensor([2, 7, 4, 6, 1, 8]),
+        negatives=torch.tensor([3, 1, 7, 8]),
+        occurrences=torch.tensor([4.0, 2, 3, 1, 2, 0, 2, 1, 1]),
+        positions=torch.tensor(6),
+        shared_negatives=True,
+    )
+
+
+def part(whole: Batch, rank: int) -> Batch:
+    """The first two sequences for rank 0, the last for rank 1; the samples of MK-MMD are divided too."""
+    sequences, positions = (slice(0, 2), slice(0, 5)) if rank == 0 else (slice(2, 3), slice(5, 6))
+    mine = torch.arange(ITEMS) % 2 == rank
+    return replace(
+        whole,
+        lengths=whole.lengths[sequences],
+        inputs=whole.inputs[positions],
+        targets=whole.targets[positions],
+        occurrences=whole.occurrences.where(mine, 0),
+    )
+
+
+def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | None = None) -> StageObjective:
+    """The stage's loss over a model with weights that are always the same."""
+    torch.manual_seed(0)
+    return StageObjective(Pad(PARTS[stage].experts, settings.model, TEXT_DIM), stage, settings, group).train()
+
+
+def values() -> dict[str, float]:
+    """This rank's value of every stage's loss."""
+    return {
+        stage: objective(stage, config(), dist.group.WORLD)(part(batch(), dist.get_rank()), rows()).item()
+        for stage in STAGES
+    }

@@ -1,0 +1,118 @@
+"""The loss of each stage, and what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pad_dist.config import STAGES, StageName
+from pad_dist.objectives.mk_mmd import mk_mmd
+from pad_dist.objectives.recommendation import bce_sum, sampled_softmax_sum
+from tests.stages.objective_worker import batch, config, objective, rows, values
+from tests.support.ranks import run_ranks
+
+
+@pytest.mark.parametrize(("stage", "expert"), [("pretrain", "id"), ("align", "aligned")])
+def test_the_only_expert_of_a_stage_learns_the_mean_over_positions(stage: StageName, expert: str) -> None:
+    loss = objective(stage, config(align={"gamma": 0}))
+    output = loss.pad(batch(), rows())
+    expected = sampled_softmax_sum(output.users[expert], output.items[expert], batch()) / 6
+    torch.testing.assert_close(loss(batch(), rows()), expected)
+
+
+def test_bce_takes_its_own_negatives() -> None:
+    paired = replace(batch(), negatives=torch.tensor([3, 1, 7, 8, 2, 4]), shared_negatives=False)
+    loss = objective("pretrain", config(training={"loss": {"kind": "bce"}}))
+    output = loss.pad(paired, rows())
+    torch.testing.assert_close(loss(paired, rows()), bce_sum(output.users["id"], output.items["id"], paired) / 6)
+
+
+def test_the_mixture_is_what_the_last_stage_learns() -> None:
+    loss = objective("disentangle", config())
+    output = loss.pad(batch(), rows())
+    torch.testing.assert_close(loss(batch(), rows()), sampled_softmax_sum(*output.mixture(), batch()) / 6)
+
+
+def test_align_adds_gamma_times_the_discrepancy_of_projected_text_and_anchors() -> None:
+    loss = objective("align", config(align={"gamma": 0.7}))
+    alone = objective("align", config(align={"gamma": 0}))(batch(), rows())
+    output = loss.pad(batch(), rows())
+    assert output.projected is not None and output.anchored is not None
+    expected = alone + 0.7 * mk_mmd(output.projected, output.anchored, batch().occurrences)
+    assert expected > alone
+    torch.testing.assert_close(loss(batch(), rows()), expected)
+
+
+def test_items_without_occurrences_are_no_samples() -> None:
+    # Not even with weight 0: then NaN would spread, and the kernels would be as large as the batch.
+    broken = rows()
+    broken["text"][batch().occurrences == 0] = torch.nan
+    loss = objective("align", config())
+    torch.testing.assert_close(loss(batch(), broken), loss(batch(), rows()))
+
+
+def test_a_batch_without_samples_or_positions_costs_nothing() -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = replace(
+        batch(),
+        lengths=nothing,
+        inputs=nothing,
+        targets=nothing,
+        occurrences=torch.zeros(9),
+        positions=torch.tensor(0),
+    )
+    for stage in STAGES:
+        loss = objective(stage, config())(empty, rows())
+        loss.backward()
+        assert loss.item() == 0, stage
+
+
+def test_expert_loss_adds_exactly_the_trained_experts_own_losses() -> None:
+    freeze = ["id"]
+    alone = objective("disentangle", config(disentangle={"freeze": freeze}))(batch(), rows())
+    loss = objective("disentangle", config(disentangle={"freeze": freeze, "expert_loss": 0.5}))
+    output = loss.pad(batch(), rows())
+    own = {name: sampled_softmax_sum(output.users[name], output.items[name], batch()) for name in output.users}
+    torch.testing.assert_close(loss(batch(), rows()), alone + 0.5 * (own["aligned"] + own["text"]) / 6)
+
+
+@pytest.mark.parametrize("freeze", [["id"], ["id", "aligned"], ["id", "aligned", "text"]])
+def test_frozen_experts_get_no_gradient_and_the_others_do(freeze: list[str]) -> None:
+    model = {"dim": 8, "max_length": 4, "dropout": 0.5}
+    loss = objective("disentangle", config(model=model, disentangle={"freeze": freeze, "expert_loss": 1.0}))
+    looked_up = rows()
+    loss(batch(), looked_up).backward()
+    for name in ("id", "aligned", "text"):
+        learns = [p.grad is not None and bool(p.grad.any()) for p in loss.pad.experts[name].parameters()]
+        assert set(learns) == {name not in freeze}, name
+    for table in ("id", "aligned"):
+        assert (looked_up[table].grad is None) is (table in freeze), table
+    assert loss.pad.gate is not None and loss.pad.gate.logits.grad is not None
+
+
+def test_frozen_experts_score_without_dropout_whenever_training_goes_on() -> None:
+    model = {"dim": 8, "max_length": 4, "dropout": 0.5}
+    loss = objective("disentangle", config(model=model, disentangle={"freeze": ["id", "aligned"]}))
+    loss.eval()
+    still = loss.pad(batch(), rows())
+    loss.train()
+    one, other = loss.pad(batch(), rows()), loss.pad(batch(), rows())
+    for name in ("id", "aligned"):
+        assert one.users[name].equal(still.users[name]) and one.items[name].equal(still.items[name]), name
+    assert not one.users["text"].equal(other.users["text"])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "align"])
+def test_freeze_is_of_the_last_stage_alone(stage: StageName) -> None:
+    loss = objective(stage, config(disentangle={"freeze": ["id", "aligned", "text"]}))
+    assert all(p.requires_grad for p in loss.parameters())
+
+
+def test_the_mean_of_the_ranks_values_is_the_loss_of_the_whole_batch() -> None:
+    ranks = run_ranks(values, 2)
+    for stage in STAGES:
+        whole = objective(stage, config())(batch(), rows()).item()
+        assert (ranks[0][stage] + ranks[1][stage]) / 2 == pytest.approx(whole, rel=1e-5), stage
+        assert ranks[0][stage] != pytest.approx(whole, rel=1e-2), stage

@@ -1,0 +1,130 @@
+"""What a stage is made of, and what makes a trained one stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pad_dist import storage
+from pad_dist.config import STAGES, Config
+from pad_dist.config_file import load_config
+from pad_dist.errors import UserError
+from pad_dist.stages.parts import PARTS, check_ready, fingerprint, is_trained
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+from tests.support.tiny_text import write_tiny_text
+
+SEQUENCES = random_sequences(30, 40, seed=1)
+EVERY, ONCE_ALIGNED, LAST = set(STAGES), {"align", "disentangle"}, {"disentangle"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a dataset and a config of it."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_data(folder / "dataset")
+    (folder / "run.yaml").write_text(f"name: tiny\nout: {folder}/run\ndataset: {folder}/dataset\n")
+    return folder
+
+
+def write_data(directory: Path, last_item: int = 1, text_seed: int = 0) -> None:
+    sequences = [*SEQUENCES, [2, 3, 4, last_item]]
+    write_tiny_text(write_tiny_dataset(directory, sequences, 40), 8, seed=text_seed)
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    return load_config(str(folder / "run.yaml"), list(overrides))
+
+
+def stale(before: Config, after: Config) -> set[str]:
+    """Stages whose result no longer counts."""
+    return {stage for stage in STAGES if fingerprint(before, stage) != fingerprint(after, stage)}
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("seed=8", EVERY),
+        ("model.dim=64", EVERY),
+        ("model.dropout=0.1", EVERY),
+        ("sparse.optimizer=sgd", EVERY),
+        ("sparse.init_std=0.1", EVERY),
+        ("training.batch_size=64", EVERY),
+        ("training.loss.kind=bce", EVERY),
+        ("training.loss.negatives=9", EVERY),
+        ("training.precision=bf16", EVERY),
+        ("training.clip=1.0", EVERY),
+        ("evaluation.every=2", EVERY),
+        ("pretrain.lr=0.5", EVERY),
+        ("pretrain.epochs=3", EVERY),
+        ("text.center=false", ONCE_ALIGNED),
+        ("align.lr=0.5", ONCE_ALIGNED),
+        ("align.sparse_lr=0.5", ONCE_ALIGNED),
+        ("align.gamma=0.5", ONCE_ALIGNED),
+        ("align.mmd_item_share=0.5", ONCE_ALIGNED),
+        ("disentangle.lr=0.5", LAST),
+        ("disentangle.freeze=[id]", LAST),
+        ("disentangle.gate_lr=0.5", LAST),
+    ],
+)
+def test_a_setting_that_matters_redoes_its_stage_and_the_later_ones(
+    folder: Path, override: str, stages: set[str]
+) -> None:
+    assert stale(config(folder), config(folder, override)) == stages
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "training.world_size=4",
+        "training.log_every=1",
+        "training.device=cpu",
+        "training.zero_stage=3",
+        "training.timeout_minutes=5",
+        "sparse.sharding=planner",
+        "sparse.backend=torch",
+        "sparse.memory_gib=1",
+        "evaluation.batch_size=7",
+        "evaluation.cold_max_frequency=9",
+        "data.spark_master='local[1]'",
+    ],
+)
+def test_where_a_run_happens_and_what_it_prints_redo_nothing(folder: Path, override: str) -> None:
+    assert stale(config(folder), config(folder, override)) == set()
+
+
+def test_content_of_the_data_counts_and_its_place_does_not(folder: Path, tmp_path: Path) -> None:
+    write_data(tmp_path / "moved")
+    assert stale(config(folder), config(folder, f"dataset={tmp_path}/moved")) == set()
+    write_data(tmp_path / "other", last_item=5)
+    assert stale(config(folder), config(folder, f"dataset={tmp_path}/other")) == EVERY
+    write_data(tmp_path / "text", text_seed=1)
+    assert stale(config(folder), config(folder, f"dataset={tmp_path}/text")) == ONCE_ALIGNED
+
+
+def test_a_stage_is_trained_when_its_result_is_of_these_settings(folder: Path, tmp_path: Path) -> None:
+    here = config(folder, f"out={tmp_path}")
+    assert not is_trained(here, "pretrain")
+    storage.write_json(f"{tmp_path}/pretrain/result.json", {"fingerprint": fingerprint(here, "pretrain")})
+    assert is_trained(here, "pretrain") and not is_trained(here, "align")
+    assert not is_trained(config(folder, f"out={tmp_path}", "seed=8"), "pretrain")
+
+
+def test_only_the_first_stage_may_start_untrained(folder: Path, tmp_path: Path) -> None:
+    here = config(folder, f"out={tmp_path}")
+    check_ready(here, "pretrain", "run.yaml")
+    for stage, before in (("align", "pretrain"), ("disentangle", "align")):
+        with pytest.raises(UserError, match=f"run `deepspeed launchers/{before}.py --config run.yaml` first"):
+            check_ready(here, stage, "run.yaml")  # type: ignore[arg-type]
+        storage.write_json(f"{tmp_path}/{before}/result.json", {"fingerprint": fingerprint(here, before)})  # type: ignore[arg-type]
+        check_ready(here, stage, "run.yaml")  # type: ignore[arg-type]
+
+
+def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it() -> None:
+    for stage, parts in PARTS.items():
+        assert set(parts.tables) == {name for name in parts.experts if name != "text"}
+        for source, there, here in parts.inherits:
+            assert STAGES.index(source) < STAGES.index(stage)
+            assert there in PARTS[source].tables and here in parts.tables
+        assert {here for _, _, here in parts.inherits} == (set(parts.tables) if stage != "pretrain" else set())

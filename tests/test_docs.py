@@ -1,0 +1,258 @@
+"""The documents name only what is there: commands, options, files, links, config keys, functions."""
+
+import ast
+import re
+import shlex
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import typer
+
+from pad_dist.cli import app
+from pad_dist.config import Config
+from pad_dist.config_file import load_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "k8s/README.md")] + sorted(ROOT.glob("docs/*.md"))
+PACKAGES = ("pad_dist", "spark_jobs", "launchers")
+FILE_ENDINGS = ("json", "jsonl", "yaml", "txt", "toml", "py", "md", "gz", "safetensors")
+# Stand for a place of the reader's: a run's directory, a dataset, a stage; .venv is made by `make setup`.
+PLACES = ("DIR/", "DATASET/", "STAGE/", "/", "../", ".venv/")
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def problems(text: str, folder: Path) -> list[str]:
+    """What a document says that is not so; `folder` is where its relative links start.
+
+    A YAML fence is an example config, named by its comment in the first line; commands may use it.
+    """
+    found = []
+    with TemporaryDirectory() as place:
+        examples = Path(place)
+        for kind, code in FENCE.findall(text):
+            if kind == "yaml":
+                example = examples / code.partition("\n")[0].removeprefix("# ")
+                example.write_text(code)
+                found += _refused(load_config, str(example))
+            elif kind == "bash":
+                for line in code.replace("\\\n", " ").splitlines():
+                    if words := shlex.split(line, comments=True):
+                        found += [f"{line}: {problem}" for problem in _command_problems(words, examples)]
+            else:
+                names = re.findall(r"[\w/]+\.py\b", code)
+                found += [f"no {name}" for name in names if not any(file.match(name) for file in _sources())]
+    prose = FENCE.sub("", text)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        found += _link_problems(target, text, folder)
+    for span in re.findall(r"`([^`\n]+)`", prose):
+        found += [f"`{span}`: {problem}" for problem in _span_problems(span)]
+    return found
+
+
+def _refused(check: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        check(*arguments)
+    except (Exception, SystemExit) as error:  # argparse exits, typer and the config raise
+        return [f"{type(error).__name__}: {error}"]
+    return []
+
+
+def _command_problems(words: list[str], examples: Path) -> list[str]:
+    program, *arguments = words
+    match program.removeprefix(".venv/bin/"):
+        case "make":
+            targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+            return [f"no make target {word}" for word in arguments if "=" not in word and word not in targets]
+        case "pip":
+            files = [value for option, value in pairwise(arguments) if option == "-r"]
+            return [f"no {file}" for file in files if not (ROOT / file).is_file()]
+        case "pad-dist":
+            name, *rest = arguments
+            if name not in _pad_dist():
+                return [f"no pad-dist command {name}"]
+            # make_context parses the arguments and runs nothing.
+            return _refused(_pad_dist()[name].make_context, name, [*rest]) or _config_problems(rest, examples)
+        case "deepspeed":
+            from deepspeed.launcher.runner import parse_args
+
+            return _launch_problems(parse_args, ("user_script", "user_args"), arguments, examples)
+        case "torchrun":
+            from torch.distributed.run import parse_args
+
+            return _launch_problems(parse_args, ("training_script", "training_script_args"), arguments, examples)
+        case "spark-submit":
+            place = next(number for number, word in enumerate(arguments) if word.endswith(".py"))
+            return _script_problems(arguments[place], arguments[place + 1 :], examples)
+        case "python":
+            module = arguments[0] == "-m"
+            script = arguments[1].replace(".", "/") + ".py" if module else arguments[0]
+            return _script_problems(script, arguments[1 + module :], examples)
+    return ["this test knows no such command: teach it"]
+
+
+@cache
+def _pad_dist() -> dict[str, Any]:
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def _launch_problems(
+    parse: Callable[[list[str]], Any], names: tuple[str, str], arguments: list[str], examples: Path
+) -> list[str]:
+    """The launcher's own parser reads its part; the rest is the script's."""
+    if wrong := _refused(parse, arguments):
+        return wrong
+    parsed = vars(parse(arguments))
+    return _script_problems(parsed[names[0]], parsed[names[1]], examples)
+
+
+def _script_problems(script: str, arguments: list[str], examples: Path) -> list[str]:
+    file = ROOT / script
+    if not file.is_file():
+        return [f"no script {script}"]
+    # The launchers share the arguments that pad_dist/launch.py declares.
+    source = (ROOT / "pad_dist/launch.py" if file.parent.name == "launchers" else file).read_text()
+    options = set(re.findall(r'add_argument\("(--[\w-]+)"', source))
+    wrong = [f"{script} has no option {word}" for word in arguments if word.startswith("--") and word not in options]
+    return wrong or _config_problems(arguments, examples)
+
+
+def _config_problems(arguments: list[str], examples: Path) -> list[str]:
+    """The config is an example of the document or in the repository, and takes the overrides."""
+    if "--config" not in arguments:
+        return []
+    path = arguments[arguments.index("--config") + 1]
+    file = next((folder / path for folder in (examples, ROOT) if (folder / path).is_file()), path)
+    return _refused(load_config, str(file), [word for word in arguments if "=" in word])
+
+
+def _link_problems(target: str, text: str, folder: Path) -> list[str]:
+    if "://" in target:
+        return []
+    path, _, anchor = target.partition("#")
+    file = folder / path
+    if path and not file.exists():
+        return [f"link to {target}: no such file"]
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text() if path else text), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return [f"link to {target}: no such heading"] if anchor and anchor not in anchors else []
+
+
+def _span_problems(span: str) -> list[str]:
+    """Code in a sentence: a path, a function, a config key or a command."""
+    if span.startswith("make "):
+        return _command_problems(span.split(), ROOT)
+    if span.startswith("pad-dist "):
+        return [] if span.split()[1] in _pad_dist() else ["no such pad-dist command"]
+    if re.fullmatch(r"\w+\(\)", span):
+        return [] if span[:-2] in _defined() else ["no such function"]
+    if re.fullmatch(r"[\w.-]*/[\w./-]*", span):
+        return [] if span.startswith(PLACES) or (ROOT / span).exists() else ["no such path"]
+    dotted, _, value = span.partition("=")
+    if re.fullmatch(r"[a-z_]\w*(\.\w+)+", dotted) and dotted != "section.key":
+        if dotted.split(".")[0] in PACKAGES:
+            return [] if (ROOT / f"{dotted.replace('.', '/')}.py").is_file() else ["no such module"]
+        if dotted.endswith(FILE_ENDINGS):
+            return []
+        return _key_problems(dotted, value)
+    return []
+
+
+def _key_problems(key: str, value: str) -> list[str]:
+    kind: object = Config
+    for part in key.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            return ["no such config key"]
+        kind = fields[part].annotation
+    return _refused(load_config, str(ROOT / "configs/paper_prime_pantry.yaml"), [f"{key}={value}"]) if value else []
+
+
+@cache
+def _sources() -> list[Path]:
+    return [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+
+
+@cache
+def _defined() -> set[str]:
+    """Names of all functions and classes of the code."""
+    nodes = [node for file in _sources() for node in ast.walk(ast.parse(file.read_text()))]
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_names_only_what_is_there(document: Path) -> None:
+    assert problems(document.read_text(), document.parent) == []
+
+
+def test_every_room_has_its_line_in_the_house_and_every_script_its_command() -> None:
+    house = (ROOT / "docs/architecture.md").read_text()
+    rooms = [file.parent.name for file in (ROOT / "pad_dist").glob("*/__init__.py")]
+    readme = (ROOT / "README.md").read_text()
+    scripts = [f"launchers/{file.name}" for file in ROOT.glob("launchers/[a-z]*.py")]
+    assert rooms and scripts
+    missing = [room for room in rooms if f"\n  {room}/ " not in house]
+    assert missing + [script for script in scripts if script not in readme] == []
+
+
+YAML = "```yaml\n# my.yaml\nname: my\nmodel: {dim: 32}\n```\n"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "make everything",
+        "pad-dist ruin --config configs/demo.yaml",
+        "pad-dist run --confg configs/demo.yaml",
+        "pad-dist run --config configs/nowhere.yaml",
+        "pad-dist run --config configs/demo.yaml model.dmi=4",
+        "pad-dist run --config configs/demo.yaml model.dim=four",
+        "pad-dist run --config my.yaml model.heads=3",
+        "pad-dist doctor --fix",
+        "pip install -r requirements/tpu.txt",
+        "spark-submit spark_jobs/build_sequence.py --config configs/demo.yaml",
+        "spark-submit spark_jobs/build_sequences.py --config configs/demo.yaml --out DIR",
+        "deepspeed --gpus 2 launchers/pretrain.py --config configs/demo.yaml",
+        "deepspeed launchers/pretain.py --config configs/demo.yaml",
+        "deepspeed launchers/pretrain.py --config configs/demo.yaml training.zero_stage=4",
+        "torchrun --ranks 2 launchers/pretrain.py --config configs/demo.yaml",
+        "python -m pad_dist.data.synthetics --out DIR",
+        "python -m pad_dist.data.synthetic --outt DIR",
+        "pad-distt run",
+    ],
+)
+def test_a_wrong_command_is_noticed(mistake: str) -> None:
+    assert len(problems(f"{YAML}```bash\n{mistake}\n```\n", ROOT)) == 1
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "see [the book](docs/book.md)",
+        "see [below](#nowhere)",
+        "see [a cluster](README.md#a-clutter)",
+        "`pad_dist/modle/gate.py`",
+        "`doc/architecture.md`",
+        "`pad_dist.data.orders`",
+        "`rank_slices()`",
+        "`text.bidirection`",
+        "`trainings.batch_size`",
+        "`text.pooling=max`",
+        "`make everything`",
+        "`pad-dist ruin`",
+        "```text\nstages/sistem.py\n```",
+        "```yaml\n# my.yaml\nname: my\nmodel: {dmi: 32}\n```",
+    ],
+)
+def test_a_wrong_name_is_noticed(mistake: str) -> None:
+    assert len(problems(f"{mistake}\n", ROOT)) == 1
+
+
+def test_a_right_document_has_no_problems() -> None:
+    commands = "pad-dist run --config my.yaml model.heads=4\nmake demo\ndeepspeed launchers/align.py --config my.yaml"
+    assert problems(f"{YAML}```bash\n{commands}\n```\nSee `model.dim=8`, `DIR/report.json`.\n", ROOT) == []

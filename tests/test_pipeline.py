@@ -1,0 +1,173 @@
+"""`pad-dist run` as a user runs it: real Spark, real ranks, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pad_dist.config import STAGES
+
+ROOT = Path(__file__).parents[1]
+STEPS = ["synthetic", "build_sequences", "embed_items", *STAGES, "evaluate"]
+SETTINGS = {
+    "name": "tiny",
+    "data": {
+        "synthetic": {"events": 1500, "users": 150, "items": 200},
+        "columns": {"time": "timestamp", "rating": "rating"},
+        "shards": 2,
+    },
+    "model": {"dim": 16, "max_length": 10},
+    "training": {"world_size": 2, "batch_size": 32, "loss": {"negatives": 50}},
+    "pretrain": {"epochs": 2},
+    "align": {"epochs": 1, "mmd_item_share": 0.5},
+    "disentangle": {"epochs": 1, "freeze": ["id", "aligned"], "expert_loss": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A `pad-dist run` that has ended, its report if it left one, and how long it took."""
+
+    done: subprocess.CompletedProcess[str]
+    report: dict[str, Any]
+    seconds: float
+
+    def steps(self, what: str) -> list[str]:
+        """Steps that were said to "start" or to be "already done", in order."""
+        said = [line.partition(": ") for line in self.done.stdout.splitlines()]
+        return [name for name, _, text in said if name in STEPS and text == what]
+
+
+def pad_dist(folder: Path, *overrides: str, settings: dict[str, Any] = SETTINGS) -> Ended:
+    """Run into <folder>/run, from a directory that is not the checkout."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-c", "from pad_dist.cli import main; main()", "run"]
+    command += ["--config", "tiny.yaml", "--out", "run", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    file = folder / "run" / "report.json"
+    return Ended(done, json.loads(file.read_text()) if file.exists() else {}, time.monotonic() - started)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Ended:
+    """The run from nothing to the report."""
+    ended = pad_dist(folder)
+    assert ended.done.returncode == 0, ended.done.stdout[-4000:] + ended.done.stderr[-4000:]
+    return ended
+
+
+@pytest.mark.timeout(600)
+def test_raw_events_become_a_report_in_one_command(first: Ended, folder: Path) -> None:
+    assert first.steps("start") == STEPS
+    report = first.report
+    manifest = json.loads((folder / "run/dataset/manifest.json").read_text())
+    assert report["dataset"].items() >= manifest["counts"].items()
+    assert report["dataset"]["items"] == 200 and report["dataset"]["raw_events"] == 1500
+    assert list(report["timings_s"]) == sorted(STEPS) and min(report["timings_s"].values()) > 0
+    assert report["environment"]["world_size"] == 2
+    assert report["environment"]["packages"].keys() >= {"torch", "torchrec", "deepspeed", "pyspark", "transformers"}
+    assert set(report["stages"]) == set(STAGES)
+    assert set(report["experts"]) == {"id", "aligned", "text"}
+
+
+def test_every_score_of_the_report_covers_every_user(first: Ended) -> None:
+    report = first.report
+    scored = [*report["stages"].values(), *report["experts"].values(), report["popularity"]]
+    for splits in scored:
+        assert set(splits) == {"valid", "test"}
+        for metrics in splits.values():
+            slices = [metrics, metrics["cold"], *metrics["by_bin"]]
+            assert [entry["bin"] for entry in metrics["by_bin"]] == list(range(1, 11))
+            assert all(0 <= part["ndcg@10"] <= part["hr@10"] <= 1 for part in slices)
+            assert metrics["users"] == report["dataset"]["users"]
+            assert sum(entry["users"] for entry in metrics["by_bin"]) == metrics["users"]
+            hits = sum(entry["users"] * entry["hr@10"] for entry in metrics["by_bin"])
+            assert hits == pytest.approx(metrics["users"] * metrics["hr@10"])
+
+
+def test_frozen_experts_come_out_of_the_last_stage_as_they_went_in(first: Ended) -> None:
+    assert first.report["experts"]["id"] == first.report["stages"]["pretrain"]
+    assert first.report["experts"]["aligned"] == first.report["stages"]["align"]
+    assert first.report["experts"]["text"] != first.report["stages"]["align"]
+
+
+def test_the_printed_table_is_the_report(first: Ended) -> None:
+    for name, splits in [*first.report["stages"].items(), ("most popular", first.report["popularity"])]:
+        test = splits["test"]
+        assert any(
+            name in line and f"{test['hr@10']:.4f} / {test['ndcg@10']:.4f}" in line
+            for line in first.done.stdout.splitlines()
+        ), name
+
+
+def test_a_second_run_does_nothing_and_reports_the_same(first: Ended, folder: Path) -> None:
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("run/*/**/*") if path.is_file()}
+    again = pad_dist(folder)
+    assert again.done.returncode == 0, again.done.stderr[-4000:]
+    assert again.steps("already done") == STEPS
+    assert again.report == first.report
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("run/*/**/*") if path.is_file()} == kept
+    assert again.seconds < first.seconds / 3
+
+
+def test_a_changed_setting_redoes_what_depends_on_it(first: Ended, folder: Path) -> None:
+    # As if the launchers had trained the stages on a cluster: the run has no record of them.
+    record = folder / "run" / "steps.json"
+    marks = json.loads(record.read_text())
+    record.write_text(json.dumps({name: mark for name, mark in marks.items() if name not in STAGES}))
+    changed = pad_dist(folder, "disentangle.epochs=2")
+    assert changed.done.returncode == 0, changed.done.stderr[-4000:]
+    assert changed.steps("start") == ["disentangle", "evaluate"]
+    assert changed.steps("already done") == [step for step in STEPS if step not in ("disentangle", "evaluate")]
+    assert changed.report["stages"]["align"] == first.report["stages"]["align"]
+    assert changed.report["timings_s"]["disentangle"] != first.report["timings_s"]["disentangle"]
+    result = json.loads((folder / "run/disentangle/result.json").read_text())
+    assert changed.report["stages"]["disentangle"]["valid"] == result["valid"]
+
+
+RAW = {"name": "raw", "data": {"interactions": "events.csv", "items": "items.csv"}}
+
+
+def write_raw(folder: Path, unreadable: int = 0) -> None:
+    """40 users with 6 events each, the last `unreadable` without a time, and 20 items."""
+    events = [(f"u{n // 6}", f"i{n % 20}", "" if n >= 240 - unreadable else str(n)) for n in range(240)]
+    (folder / "events.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in events))
+    (folder / "items.csv").write_text("item,title\n" + "".join(f"i{n},Title {n}\n" for n in range(20)))
+
+
+@pytest.mark.parametrize(
+    ("override", "unreadable", "told"),
+    [
+        ("data.interactions=event.csv", 0, r"event.csv does not exist; . holds events.csv, items.csv"),
+        ("data.columns.time=when", 0, "events.csv has no column 'when'; it has user, item, time: set data.columns"),
+        ("seed=1", 24, "24 of 240 rows (10.0%) of events.csv are unreadable (time is blank: 24)"),
+    ],
+    ids=["missing file", "misspelt column", "unreadable rows"],
+)
+def test_a_users_mistake_is_one_line_and_leaves_nothing_half_written(
+    tmp_path: Path, override: str, unreadable: int, told: str
+) -> None:
+    write_raw(tmp_path, unreadable)
+    ended = pad_dist(tmp_path, override, settings=RAW)
+    assert ended.done.returncode == 2, ended.done.stdout + ended.done.stderr
+    assert "Traceback" not in ended.done.stderr
+    (line,) = [line for line in ended.done.stderr.splitlines() if "error:" in line]
+    assert told in line
+    left = [str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert left == (["dataset/rejected/interactions.jsonl"] if unreadable else [])

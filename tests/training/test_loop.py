@@ -1,0 +1,110 @@
+"""The loop of every stage: what is saved, when it stops, when it looks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pad_dist.config import StageConfig
+from pad_dist.data.batches import Batch
+from pad_dist.training.loop import Best, Metrics, Schedule, fit
+from pad_dist.training.metrics import Recorder
+
+STEPS = 3
+NOTHING = torch.zeros(0)
+BATCH = Batch(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, shared_negatives=True)
+
+
+class Stage:
+    """A stage of STEPS steps per epoch whose validations give the scores `hits`, one after the other."""
+
+    def __init__(self, folder: Path, hits: list[float], *, every: int = 1, log_every: int = 2, **settings: Any) -> None:
+        self.hits = iter(hits)
+        self.left: list[str] = []
+        self.saved: list[Best] = []
+        self.scales: list[float] = []
+        schedule = Schedule(StageConfig(**settings), 16, STEPS, every, log_every)
+        with Recorder("pretrain", str(folder), speaks=True) as recorder:
+            self.best = fit(
+                schedule,
+                batches=self.batches,
+                train_step=self.step,
+                set_lr_scale=self.scales.append,
+                validate=self.validate,
+                save=self.saved.append,
+                recorder=recorder,
+            )
+        self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        self.left.append(f"epoch {epoch}")
+        return iter([BATCH] * STEPS)
+
+    def step(self, batch: Batch) -> Tensor:
+        self.left.append("step")
+        return torch.tensor(0.5)
+
+    def validate(self) -> Metrics:
+        self.left.append("validate")
+        hit = next(self.hits)
+        return {"hr@10": hit, "ndcg@10": hit / 2, "cold": {"hr@10": hit / 4}}
+
+    def places(self, kind: str) -> list[tuple[int, int]]:
+        return [(line["epoch"], line["step"]) for line in self.lines if line["kind"] == kind]
+
+
+def test_an_epoch_is_all_its_steps_and_one_validation(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.1, 0.2, 0.3], epochs=2)
+    assert stage.left == ["validate", "epoch 1", *["step"] * 3, "validate", "epoch 2", *["step"] * 3, "validate"]
+
+
+def test_what_was_best_is_what_was_saved_last(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.1, 0.3, 0.2, 0.4, 0.4, 0.1], epochs=5)
+    # An equal score is no gain: the earlier weights stay.
+    assert [(best.epoch, best.step) for best in stage.saved] == [(0, 0), (1, 3), (3, 9)]
+    assert stage.best == stage.saved[-1]
+    assert stage.best.metrics == {"hr@10": 0.4, "ndcg@10": 0.2, "cold": {"hr@10": 0.1}}
+
+
+def test_untrained_weights_are_kept_where_training_only_harms(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.3, 0.2, 0.1], epochs=2)
+    assert [best.epoch for best in stage.saved] == [0] and stage.best.epoch == 0
+
+
+def test_no_epochs_leave_the_first_weights(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.3], epochs=0)
+    assert [best.epoch for best in stage.saved] == [0] and "step" not in stage.left
+
+
+def test_training_stops_after_patience_without_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Stage(tmp_path, [0.1, 0.3, 0.2, 0.2, 0.2, 0.9], epochs=50, patience=3)
+    assert (stage.best.epoch, stage.left.count("step")) == (1, 4 * STEPS)
+    assert "no better validation hr@10 for 3 epochs: stop, keep epoch 1" in capsys.readouterr().out
+
+
+def test_validations_may_be_rare_and_the_last_epoch_has_one(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.1, 0.2, 0.3, 0.4], every=2, epochs=5)
+    assert stage.places("valid") == [(0, 0), (2, 6), (4, 12), (5, 15)]
+
+
+def test_patience_counts_epochs_between_rare_validations_too(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.1, 0.2, 0.1, 0.1, 0.9], every=2, epochs=50, patience=4)
+    assert stage.left.count("validate") == 4 and stage.best.epoch == 2
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(0, [1.0]), (3, [0.25, 0.5, 0.75, 1.0]), (99, [0.01, 0.02, 0.03])])
+def test_learning_rate_warms_up_once(tmp_path: Path, warmup: int, expected: list[float]) -> None:
+    stage = Stage(tmp_path, [0.1] * 3, epochs=1 if warmup == 99 else 2, warmup_steps=warmup)
+    assert stage.scales == pytest.approx(expected)
+
+
+def test_losses_are_told_every_few_steps_and_at_the_end_of_the_epoch(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.1] * 3, epochs=2, log_every=2)
+    assert stage.places("train") == [(1, 2), (1, 3), (2, 5), (2, 6)]
+    assert {line["loss"] for line in stage.lines if line["kind"] == "train"} == {0.5}
