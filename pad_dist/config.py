@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ExpertName = Literal["id", "aligned", "text"]
 StageName = Literal["pretrain", "align", "disentangle"]
@@ -245,6 +245,13 @@ class Config(Section):
                 raw = f"{values['out']}/raw"
                 values["data"] = data | {"interactions": f"{raw}/interactions-*.csv.gz", "items": f"{raw}/items.csv.gz"}
         return values
+
+    @field_validator("out")
+    @classmethod
+    def _out_is_a_folder(cls, out: str) -> str:
+        if "://" in out:
+            raise ValueError(f"{out} is a URL, checkpoints need a local or shared folder; `dataset` may be a URL")
+        return out
 
     def stage(self, name: StageName) -> StageConfig:
         """The section of one stage."""

@@ -9,8 +9,6 @@ partitions. The dataset is built beside its place and moved in when it is whole.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from contextlib import ExitStack
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -18,12 +16,11 @@ from pyspark.sql import functions as F
 
 from pad_dist import storage
 from pad_dist.config import Config, DataConfig
-from pad_dist.config_file import load_config
 from pad_dist.data.manifest import Manifest, write_manifest
 from pad_dist.errors import UserError
 from spark_jobs.bins import bin_cuts, cut_frequencies, first_ranks
 from spark_jobs.inputs import Kind, absolute, admit, read_rows
-from spark_jobs.session import spark_session
+from spark_jobs.job import run_job
 from spark_jobs.shards import write_items, write_sequences
 
 ITEMS_PER_FILE = 262_144
@@ -194,22 +191,16 @@ def _publish(manifest: Manifest, staging: str, dataset: str) -> None:
     write_manifest(dataset, manifest)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Build the dataset: items, sequence shards and manifest.")
-    parser.add_argument("--config", required=True, help="run config (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        manifest = build_sequences(config, spark_session(config.data, f"build_sequences {config.name}"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    run_job("build_sequences", "Build the dataset: items, sequence shards and manifest.", _build_and_tell, arguments)
+
+
+def _build_and_tell(config: Config, spark: SparkSession) -> str:
+    manifest = build_sequences(config, spark)
     counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts.items())
-    print(f"{config.dataset}: {counts} (content {manifest.content_hash()[:12]})")
-    return 0
+    return f"{config.dataset}: {counts} (content {manifest.content_hash()[:12]})"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

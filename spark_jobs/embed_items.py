@@ -10,12 +10,10 @@ interrupted run goes on and a grown catalogue embeds only what is new.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,12 +33,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pad_dist import storage
 from pad_dist.config import Config, TextConfig
-from pad_dist.config_file import load_config
 from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file, write_manifest
 from pad_dist.data.text_table import BUILD_COMMAND, text_url, vectors
 from pad_dist.errors import UserError
 from spark_jobs.inputs import absolute
-from spark_jobs.session import spark_session
+from spark_jobs.job import run_job
 from spark_jobs.text_encoder import load_encoder, model_revision
 
 _MAX_TASKS = 10_000
@@ -206,25 +203,19 @@ def _progress(total: int, done: Callable[[], int]) -> Iterator[None]:
             show()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Embed the item texts of a dataset with a language model.")
-    parser.add_argument("--config", required=True, help="run config (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        manifest = embed_items(config, spark_session(config.data, f"embed_items {config.name}"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    counts = manifest.counts
-    print(f"{text_url(config.dataset)}: {counts['items']:,} x {counts['dim']} (content {manifest.content_hash()[:12]})")
-    return 0
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    run_job("embed_items", "Embed the item texts of a dataset with a language model.", _embed_and_tell, arguments)
+
+
+def _embed_and_tell(config: Config, spark: SparkSession) -> str:
+    manifest = embed_items(config, spark)
+    counts, content = manifest.counts, manifest.content_hash()[:12]
+    return f"{text_url(config.dataset)}: {counts['items']:,} x {counts['dim']} (content {content})"
 
 
 if __name__ == "__main__":
     # Executors find the functions by their module's name, which __main__ is not.
     from spark_jobs import embed_items as module
 
-    sys.exit(module.main())
+    module.main()

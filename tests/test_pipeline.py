@@ -54,7 +54,9 @@ def pad_dist(folder: Path, *overrides: str, settings: dict[str, Any] = SETTINGS)
     command += ["--config", "tiny.yaml", "--out", "run", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     file = folder / "run" / "report.json"
     return Ended(done, json.loads(file.read_text()) if file.exists() else {}, time.monotonic() - started)
 

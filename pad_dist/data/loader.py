@@ -134,9 +134,9 @@ def _train_batch(
 def _sampled(items: Tensor, key: tuple[int, int, int], share: float) -> Tensor:
     """[U] whether an item is in the step's sample: a hash of (seed, epoch, step, item), alike on every rank."""
     seed, epoch, step = key
-    place = hash_ids(seed, SAMPLED_ITEM, epoch, step, items.numpy()) / 2.0**64
-    # The highest hashes round to 1.
-    return torch.from_numpy((place < share) | (share >= 1))
+    bits = hash_ids(seed, SAMPLED_ITEM, epoch, step, items.numpy())
+    # As many bits as a double has: a place rounded up to 1 would be in no sample.
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53 < share)
 
 
 def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:

@@ -180,6 +180,7 @@ def test_the_command_reports_a_missing_dataset_in_one_line(
     tmp_path: Path, spark: SparkSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text("name: test\n")
-    assert main(["--config", str(tmp_path / "run.yaml"), f"dataset={tmp_path}"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", str(tmp_path / "run.yaml"), f"dataset={tmp_path}"])
     error = capsys.readouterr().err
     assert "build_sequences" in error and error.count("\n") == 1

@@ -1,4 +1,7 @@
-"""Twenty steps of each stage for several ZeRO stages in one launch; rank 0 writes the losses as JSON."""
+"""Twenty steps of each stage for several variants (ZeRO stage and precision, such as "2 bf16") in one launch.
+
+Rank 0 writes the losses as JSON: {variant: {stage: losses}}.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +38,17 @@ def train_steps(config: Config, stage: StageName, ranks: Ranks) -> list[float]:
     return losses
 
 
-def main(settings: str, target: str, *zero_stages: str) -> None:
+def main(settings: str, target: str, *variants: str) -> None:
     values = json.loads(Path(settings).read_text())
     losses: dict[str, dict[str, list[float]]] = {}
     config = parse_config(values, settings)
     with launched(config.training) as ranks:
-        for zero in zero_stages:
-            training = values["training"] | {"zero_stage": int(zero)}
-            out = f"{values['out']}/world-{ranks.world_size}-zero-{zero}"
-            variant = parse_config(values | {"training": training, "out": out}, settings)
-            losses[zero] = {stage: train_steps(variant, stage, ranks) for stage in STAGES}
+        for variant in variants:
+            zero, precision = variant.split()
+            training = values["training"] | {"zero_stage": int(zero), "precision": precision}
+            out = f"{values['out']}/{ranks.world_size} {variant}"
+            config = parse_config(values | {"training": training, "out": out}, settings)
+            losses[variant] = {stage: train_steps(config, stage, ranks) for stage in STAGES}
         if ranks.is_first:
             Path(target).write_text(json.dumps(losses))
 

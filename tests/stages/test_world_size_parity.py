@@ -20,7 +20,7 @@ Losses = dict[str, dict[str, list[float]]]
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
-    """Per world size, ZeRO stage and training stage, the 20 losses; the same for BCE under "bce"."""
+    """20 losses per recommendation loss and world size ("bce 2"), variant ("3 fp32") and stage."""
     folder = tmp_path_factory.mktemp("parity")
     dataset = write_tiny_dataset(folder / "dataset", random_sequences(45, 60, seed=1), 60)
     write_tiny_text(dataset, 12)
@@ -36,14 +36,16 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
         }
         file = folder / f"{loss}.json"
         file.write_text(json.dumps(settings))
-        for world_size, zero_stages in ((1, "0"), (2, "0123" if loss == "sampled_softmax" else "0")):
-            found[f"{loss} {world_size}"] = launch(world_size, file, folder / f"{loss}-{world_size}.json", zero_stages)
+        every = [f"{zero} {precision}" for precision in ("fp32", "bf16") for zero in range(4)]
+        two_ranks = every if loss == "sampled_softmax" else ["0 fp32"]
+        for world_size, variants in ((1, ["0 fp32"]), (2, two_ranks)):
+            found[f"{loss} {world_size}"] = launch(world_size, file, folder / f"{loss}-{world_size}.json", variants)
     return found
 
 
-def launch(world_size: int, settings: Path, target: Path, zero_stages: str) -> Losses:
+def launch(world_size: int, settings: Path, target: Path, variants: list[str]) -> Losses:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-    command = [*torchrun, str(WORKER), str(settings), str(target), *zero_stages]
+    command = [*torchrun, str(WORKER), str(settings), str(target), *variants]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -54,19 +56,27 @@ def launch(world_size: int, settings: Path, target: Path, zero_stages: str) -> L
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
 def test_two_ranks_under_any_zero_stage_take_the_steps_of_one(losses: dict[str, Losses], stage: str, zero: str) -> None:
-    one = losses["sampled_softmax 1"]["0"][stage]
-    two = losses["sampled_softmax 2"][zero][stage]
+    one = losses["sampled_softmax 1"]["0 fp32"][stage]
+    two = losses["sampled_softmax 2"][f"{zero} fp32"][stage]
     assert len(one) == 20
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
+def test_bf16_stays_near_fp32(losses: dict[str, Losses], stage: str, zero: str) -> None:
+    two = losses["sampled_softmax 2"]
+    assert two[f"{zero} bf16"][stage] != two[f"{zero} fp32"][stage]
+    np.testing.assert_allclose(two[f"{zero} bf16"][stage], two[f"{zero} fp32"][stage], rtol=0.03)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_one_negative_per_position_is_drawn_alike_on_one_and_two_ranks(losses: dict[str, Losses], stage: str) -> None:
-    np.testing.assert_allclose(losses["bce 2"]["0"][stage], losses["bce 1"]["0"][stage], rtol=1e-5)
+    np.testing.assert_allclose(losses["bce 2"]["0 fp32"][stage], losses["bce 1"]["0 fp32"][stage], rtol=1e-5)
 
 
 def test_the_losses_are_those_of_training(losses: dict[str, Losses]) -> None:
     # Equal losses prove nothing if the weights never move.
     for stage in ("pretrain", "align"):
-        curve = losses["sampled_softmax 1"]["0"][stage]
+        curve = losses["sampled_softmax 1"]["0 fp32"][stage]
         assert np.mean(curve[-5:]) < 0.9 * np.mean(curve[:5])
