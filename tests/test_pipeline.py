@@ -16,6 +16,9 @@ import yaml
 
 from pad_dist.config import STAGES
 
+# The first test waits for the whole run.
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[1]
 STEPS = ["synthetic", "build_sequences", "embed_items", *STAGES, "evaluate"]
 SETTINGS = {
@@ -74,7 +77,6 @@ def first(folder: Path) -> Ended:
     return ended
 
 
-@pytest.mark.timeout(600)
 def test_raw_events_become_a_report_in_one_command(first: Ended, folder: Path) -> None:
     assert first.steps("start") == STEPS
     report = first.report
@@ -156,7 +158,7 @@ def write_raw(folder: Path, unreadable: int = 0) -> None:
 @pytest.mark.parametrize(
     ("override", "unreadable", "told"),
     [
-        ("data.interactions=event.csv", 0, r"event.csv does not exist; . holds events.csv, items.csv"),
+        ("data.interactions=event.csv", 0, "event.csv does not exist; . holds events.csv, items.csv"),
         ("data.columns.time=when", 0, "events.csv has no column 'when'; it has user, item, time: set data.columns"),
         ("seed=1", 24, "24 of 240 rows (10.0%) of events.csv are unreadable (time is blank: 24)"),
     ],

@@ -1,0 +1,38 @@
+"""What a stage's trainer takes from the config."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+from tests.support.tiny_text import write_tiny_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "dataset", random_sequences(200, 300, seed=1), 300)
+    write_tiny_text(dataset, 8)
+    settings = {
+        "name": "tiny",
+        "dataset": dataset,
+        "model": {"dim": 8, "max_length": 8},
+        "training": {"batch_size": 32, "loss": {"negatives": 100}},
+        "align": {"mmd_item_share": 0.3},
+    }
+    (tmp_path / "tiny.yaml").write_text(json.dumps(settings))
+    command = [sys.executable, str(Path(__file__).with_name("batches_worker.py")), "tiny.yaml", "shares.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    shares = json.loads((tmp_path / "shares.json").read_text())
+    assert shares["align"] == pytest.approx(0.3, abs=0.07)  # five standard deviations
+    assert shares["pretrain"] == shares["disentangle"] == 1
