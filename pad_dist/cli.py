@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pad_dist.config_file import load_config
 from pad_dist.doctor import diagnose, print_checks
@@ -24,16 +23,16 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=val
 def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> None:
     """ETL, embedding, the three stages and evaluation; skips what is done."""
     # torch and the engines load only for the commands that compute.
-    from pad_dist.evaluation.report import bin_table, report_table
+    from pad_dist.evaluation.report import bin_table, console, report_table
     from pad_dist.pipeline import run as run_pipeline
 
-    console = Console(width=None if Console().is_terminal else 140)
+    screen = console()
     with user_errors():
         settings = load_config(config, overrides, out)
-        report = run_pipeline(settings, config, overrides or [], lambda text: console.print(f"[bold]{text}[/bold]"))
-    console.print(report_table(report))
-    console.print(bin_table(report))
-    console.print(f"report: {settings.out}/report.json")
+        report = run_pipeline(settings, config, overrides or [], lambda text: screen.print(f"[bold]{text}[/bold]"))
+    screen.print(report_table(report))
+    screen.print(bin_table(report))
+    screen.print(f"report: {settings.out}/report.json")
 
 
 @app.command()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
 from pad_dist import storage
 from pad_dist.config import STAGES, Config, StageName
 from pad_dist.config_file import load_config
 from pad_dist.entry import user_errors
+from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
-from pad_dist.evaluation.report import metrics_table
-from pad_dist.stages.parts import check_ready, fingerprint, is_trained, stage_dir
+from pad_dist.evaluation.report import console, metrics_table
+from pad_dist.stages.parts import check_ready, command, fingerprint, is_trained, stage_dir
 from pad_dist.stages.train import train_stage
 from pad_dist.training.ranks import launched
 
@@ -38,14 +37,17 @@ def evaluate_main() -> None:
     with user_errors():
         trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
         if not trained:
-            check_ready(config, "align", path)
+            raise UserError(
+                f"no stage in {config.out} is trained with these settings and data: "
+                f"run `{command(path, STAGES[0])}` first"
+            )
         with launched(config.training) as ranks:
             for stage in trained:
                 results = evaluate_stage(config, stage, ranks)
                 if ranks.is_first:
                     target = f"{stage_dir(config, stage)}/evaluation.json"
                     storage.write_json(target, {"fingerprint": fingerprint(config, stage), "scores": results})
-                    Console().print(metrics_table(f"{config.name}: {stage}", results))
+                    console().print(metrics_table(f"{config.name}: {stage}", results))
 
 
 def _arguments(description: str) -> tuple[Config, str]:

@@ -34,6 +34,7 @@ from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.sparse.tables import TableSpec, check_capacity
 from pad_dist.stages.parts import MAIN_SCORER, PARTS, fingerprint, is_trained, stage_dir
+from pad_dist.training.ranks import device_kind
 
 REPORTED = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "deepspeed", "pyspark", "transformers", "numpy")
 
@@ -166,7 +167,8 @@ def _ranks(this: Run, launcher: str) -> None:
     assert spec is not None and spec.origin is not None
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     place = ["--num_gpus", str(this.config.training.world_size), "--master_port", str(_free_port())]
-    _child([deepspeed, "--quiet", *place, spec.origin, *this.arguments], launcher)
+    command = [deepspeed, "--quiet", *place, spec.origin, *this.arguments]
+    _child(command, launcher, DS_ACCELERATOR=device_kind(this.config.training))
 
 
 def _free_port() -> int:
@@ -175,8 +177,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _child(command: list[str], step: str) -> None:
-    status = subprocess.run(command, check=False).returncode
+def _child(command: list[str], step: str, **environment: str) -> None:
+    status = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
     if status == USER_ERROR_STATUS:
         # The step has said in one line what is wrong.
         sys.exit(status)

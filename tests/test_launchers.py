@@ -89,6 +89,13 @@ def test_stage_before_its_predecessor_names_the_command_to_run(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_evaluation_without_a_trained_stage_names_the_command_to_run(tmp_path: Path) -> None:
+    file = settings(tmp_path)
+    line = refusal(launch("evaluate", "--config", str(file)))
+    assert f"no stage in {tmp_path}/run is trained" in line
+    assert f"run `deepspeed launchers/pretrain.py --config {file}` first" in line
+
+
 def test_predecessor_of_other_settings_is_refused(pretrained: Path) -> None:
     line = refusal(launch("align", "--config", str(pretrained), "model.dim=32"))
     assert "with these settings and data" in line

@@ -20,13 +20,14 @@ from pad_dist.config import STAGES
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[1]
+OUT = "2024"  # a name that YAML takes for a number
 STEPS = ["synthetic", "build_sequences", "embed_items", *STAGES, "evaluate"]
 SETTINGS = {
     "name": "tiny",
     "data": {
         "synthetic": {"events": 1500, "users": 150, "items": 200},
         "columns": {"time": "timestamp", "rating": "rating"},
-        "shards": 2,
+        "shards": 8,
     },
     "model": {"dim": 16, "max_length": 10},
     "training": {"world_size": 2, "batch_size": 32, "loss": {"negatives": 50}},
@@ -51,16 +52,16 @@ class Ended:
 
 
 def pad_dist(folder: Path, *overrides: str, settings: dict[str, Any] = SETTINGS) -> Ended:
-    """Run into <folder>/run, from a directory that is not the checkout."""
+    """Run into <folder>/<OUT>, from a directory that is not the checkout."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-c", "from pad_dist.cli import main; main()", "run"]
-    command += ["--config", "tiny.yaml", "--out", "run", *overrides]
+    command += ["--config", "tiny.yaml", "--out", OUT, *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
-    file = folder / "run" / "report.json"
+    file = folder / OUT / "report.json"
     return Ended(done, json.loads(file.read_text()) if file.exists() else {}, time.monotonic() - started)
 
 
@@ -80,7 +81,7 @@ def first(folder: Path) -> Ended:
 def test_raw_events_become_a_report_in_one_command(first: Ended, folder: Path) -> None:
     assert first.steps("start") == STEPS
     report = first.report
-    manifest = json.loads((folder / "run/dataset/manifest.json").read_text())
+    manifest = json.loads((folder / OUT / "dataset/manifest.json").read_text())
     assert report["dataset"].items() >= manifest["counts"].items()
     assert report["dataset"]["items"] == 200 and report["dataset"]["raw_events"] == 1500
     assert list(report["timings_s"]) == sorted(STEPS) and min(report["timings_s"].values()) > 0
@@ -120,19 +121,24 @@ def test_the_printed_table_is_the_report(first: Ended) -> None:
         ), name
 
 
+def times(folder: Path) -> dict[str, int]:
+    """When each file below the run's directories was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in (folder / OUT).glob("*/**/*") if path.is_file()}
+
+
 def test_a_second_run_does_nothing_and_reports_the_same(first: Ended, folder: Path) -> None:
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("run/*/**/*") if path.is_file()}
+    kept = times(folder)
     again = pad_dist(folder)
     assert again.done.returncode == 0, again.done.stderr[-4000:]
     assert again.steps("already done") == STEPS
     assert again.report == first.report
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("run/*/**/*") if path.is_file()} == kept
+    assert times(folder) == kept and any("COMPLETE" in path for path in kept)
     assert again.seconds < first.seconds / 3
 
 
 def test_a_changed_setting_redoes_what_depends_on_it(first: Ended, folder: Path) -> None:
     # As if the launchers had trained the stages on a cluster: the run has no record of them.
-    record = folder / "run" / "steps.json"
+    record = folder / OUT / "steps.json"
     marks = json.loads(record.read_text())
     record.write_text(json.dumps({name: mark for name, mark in marks.items() if name not in STAGES}))
     changed = pad_dist(folder, "disentangle.epochs=2")
@@ -141,8 +147,22 @@ def test_a_changed_setting_redoes_what_depends_on_it(first: Ended, folder: Path)
     assert changed.steps("already done") == [step for step in STEPS if step not in ("disentangle", "evaluate")]
     assert changed.report["stages"]["align"] == first.report["stages"]["align"]
     assert changed.report["timings_s"]["disentangle"] != first.report["timings_s"]["disentangle"]
-    result = json.loads((folder / "run/disentangle/result.json").read_text())
+    result = json.loads((folder / OUT / "disentangle/result.json").read_text())
     assert changed.report["stages"]["disentangle"]["valid"] == result["valid"]
+
+
+def test_damage_that_one_rank_finds_is_one_line(first: Ended, folder: Path) -> None:
+    # The last users are evaluated on the last rank; the other one is waiting for it.
+    shard = max((folder / OUT / "dataset/sequences").iterdir())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    ended = pad_dist(folder, "pretrain.lr=0.002")
+    shard.write_bytes(whole)
+    assert ended.steps("start") == ["pretrain"]
+    assert ended.done.returncode == 2, ended.done.stdout + ended.done.stderr
+    assert "Traceback" not in ended.done.stderr
+    (line,) = [line for line in ended.done.stderr.splitlines() if "error" in line]
+    assert line.startswith("pad-dist: error (rank 1): ") and f"{shard.name} differs from the manifest" in line
 
 
 RAW = {"name": "raw", "data": {"interactions": "events.csv", "items": "items.csv"}}
@@ -173,5 +193,5 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing_half_written(
     assert "Traceback" not in ended.done.stderr
     (line,) = [line for line in ended.done.stderr.splitlines() if "error:" in line]
     assert told in line
-    left = [str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    left = [str(path.relative_to(tmp_path / OUT)) for path in (tmp_path / OUT).rglob("*") if path.is_file()]
     assert left == (["dataset/rejected/interactions.jsonl"] if unreadable else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from pad_dist import storage
@@ -49,6 +50,11 @@ def build_report(
 def write_report(url: str, report: Mapping[str, Any]) -> None:
     """Publish `<url>/report.json` atomically."""
     storage.write_json(storage.join(url, "report.json"), dict(report))
+
+
+def console() -> Console:
+    """Where tables are printed: the terminal, or wide enough for them where there is none."""
+    return Console() if Console().is_terminal else Console(width=140)
 
 
 def report_table(report: Mapping[str, Any]) -> Table:

@@ -42,6 +42,19 @@ class Ranks:
         dist.barrier(self.group)
 
 
+def device_kind(config: TrainingConfig) -> str:
+    """`cpu` or `cuda`; `auto` is CUDA where torch sees a device.
+
+    Raises:
+        UserError: a CUDA run where there is no CUDA device.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device=cuda, but torch sees no CUDA device: use training.device=cpu or auto")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
 @contextmanager
 def launched(config: TrainingConfig) -> Iterator[Ranks]:
     """Join the process group that deepspeed or torchrun set up; alone, be the only rank.
@@ -49,11 +62,7 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
     Raises:
         UserError: a CUDA run where there is no CUDA device.
     """
-    kind = config.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device=cuda, but torch sees no CUDA device: use training.device=cpu or auto")
+    kind = device_kind(config)
     os.environ["DS_ACCELERATOR"] = kind
     _quieten()
     # DeepSpeed looks for ninja on PATH even when nothing is left to compile; it lies beside this Python.
