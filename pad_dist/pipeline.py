@@ -229,7 +229,7 @@ def _environment(config: Config) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "world_size": config.training.world_size,
         "commit": _commit(),
-        "packages": {d.name: d.version for d in distributions() if d.name in REPORTED},
+        "packages": {name: d.version for d in distributions() if (name := d.name.replace("_", "-")) in REPORTED},
     }
 
 
