@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from pathlib import Path
 from typing import Any, get_args
@@ -34,6 +35,23 @@ def load_config(path: str, overrides: list[str] | None = None, out: str | None =
     if out:
         values["out"] = out
     return parse_config(values, path)
+
+
+def config_from_arguments(description: str, arguments: list[str] | None = None) -> tuple[Config, str]:
+    """The config that a script's command line names, and the path of its YAML file.
+
+    Every script that is not the pad-dist command takes the same: --config, --out and overrides.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="run YAML")
+    parser.add_argument("--out", help="directory of the run; default: the config's")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    given = parser.parse_args(arguments)
+    return load_config(given.config, given.overrides, given.out), given.config
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 from pad_dist import storage
-from pad_dist.config import STAGES, Config, StageName
-from pad_dist.config_file import load_config
+from pad_dist.config import STAGES, StageName
+from pad_dist.config_file import config_from_arguments
 from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
@@ -18,8 +16,8 @@ from pad_dist.training.ranks import launched
 
 def train_main(stage: StageName) -> None:
     """Train one stage on this rank; leaves its best checkpoint and `result.json`."""
-    config, path = _arguments(f"train the {stage} stage")
     with user_errors():
+        config, path = config_from_arguments(f"train the {stage} stage")
         check_ready(config, stage, path)
         with launched(config.training) as ranks:
             result = f"{stage_dir(config, stage)}/result.json"
@@ -33,8 +31,8 @@ def train_main(stage: StageName) -> None:
 
 def evaluate_main() -> None:
     """Rank the catalogue with every trained stage; leaves `evaluation.json` in each stage's directory."""
-    config, path = _arguments("rank the full catalogue with every trained stage")
     with user_errors():
+        config, path = config_from_arguments("rank the full catalogue with every trained stage")
         trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
         if not trained:
             raise UserError(
@@ -48,14 +46,3 @@ def evaluate_main() -> None:
                     target = f"{stage_dir(config, stage)}/evaluation.json"
                     storage.write_json(target, {"fingerprint": fingerprint(config, stage), "scores": results})
                     console().print(metrics_table(f"{config.name}: {stage}", results))
-
-
-def _arguments(description: str) -> tuple[Config, str]:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="run YAML")
-    parser.add_argument("--out", help="directory of the run; default: the config's")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    given = parser.parse_args()
-    with user_errors():
-        return load_config(given.config, given.overrides, given.out), given.config

@@ -1,14 +1,13 @@
-"""The command line that the Spark jobs share."""
+"""How the Spark jobs begin and end."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config
-from pad_dist.config_file import load_config
+from pad_dist.config_file import config_from_arguments
 from pad_dist.entry import user_errors
 from spark_jobs.session import spark_session
 
@@ -21,10 +20,6 @@ def run_job(name: str, description: str, job: Job, arguments: list[str] | None) 
 
     A user's mistake is one line and exit status 2.
     """
-    parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument("--config", required=True, help="run config (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
     with user_errors():
-        config = load_config(options.config, options.overrides)
+        config, _ = config_from_arguments(description, arguments)
         print(job(config, spark_session(config.data, f"{name} {config.name}")))

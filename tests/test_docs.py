@@ -115,8 +115,9 @@ def _script_problems(script: str, arguments: list[str], examples: Path) -> list[
     file = ROOT / script
     if not file.is_file():
         return [f"no script {script}"]
-    # The launchers share the arguments that pad_dist/launch.py declares.
-    source = (ROOT / "pad_dist/launch.py" if file.parent.name == "launchers" else file).read_text()
+    # The launchers and the Spark jobs share one command line.
+    shared = file.parent.name in ("launchers", "spark_jobs")
+    source = (ROOT / "pad_dist/config_file.py" if shared else file).read_text()
     options = set(re.findall(r'add_argument\("(--[\w-]+)"', source))
     wrong = [f"{script} has no option {word}" for word in arguments if word.startswith("--") and word not in options]
     return wrong or _config_problems(arguments, examples)
@@ -216,7 +217,7 @@ YAML = "```yaml\n# my.yaml\nname: my\nmodel: {dim: 32}\n```\n"
         "pad-dist doctor --fix",
         "pip install -r requirements/tpu.txt",
         "spark-submit spark_jobs/build_sequence.py --config configs/demo.yaml",
-        "spark-submit spark_jobs/build_sequences.py --config configs/demo.yaml --out DIR",
+        "spark-submit spark_jobs/build_sequences.py --config configs/demo.yaml --target DIR",
         "deepspeed --gpus 2 launchers/pretrain.py --config configs/demo.yaml",
         "deepspeed launchers/pretain.py --config configs/demo.yaml",
         "deepspeed launchers/pretrain.py --config configs/demo.yaml training.zero_stage=4",
