@@ -23,6 +23,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import has_magic
+
 from pad_dist import storage
 from pad_dist.config import STAGES, Config, StageName
 from pad_dist.data.dataset import Dataset
@@ -81,6 +83,7 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
             say(f"{step.name}: already done")
             continue
         say(f"{step.name}: start")
+        storage.remove(f"{config.out}/report.json")  # it told of other steps
         started = time.monotonic()
         step.make()
         timings.put(step.name, round(time.monotonic() - started, 2))
@@ -193,7 +196,7 @@ def _inputs(config: Config) -> list[str]:
     marks = []
     for url in filter(None, (config.data.interactions, config.data.items)):
         fs, path = storage.filesystem(url)
-        for file in sorted(map(str, fs.glob(path) if "*" in path else fs.find(path))):
+        for file in sorted(map(str, fs.glob(path) if has_magic(path) else fs.find(path))):
             marks.append(f"{file} {fs.ukey(file)}")
     return marks
 

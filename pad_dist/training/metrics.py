@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,10 @@ class Recorder:
         self._clock = time.monotonic()
         self._sequences = 0
         if speaks:
+            # A stage starts from its first epoch: what an earlier one left is not part of it.
+            shutil.rmtree(Path(directory) / "tensorboard", ignore_errors=True)
             Path(directory).mkdir(parents=True, exist_ok=True)
-            self._lines = (Path(directory) / "metrics.jsonl").open("a")
+            self._lines = (Path(directory) / "metrics.jsonl").open("w")
             self._board = SummaryWriter(str(Path(directory) / "tensorboard"))
 
     def __enter__(self) -> Self:

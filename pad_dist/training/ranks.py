@@ -85,6 +85,8 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+        for name in _ALONE if alone else ():
+            del os.environ[name]
 
 
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
