@@ -18,7 +18,7 @@ STAGES: tuple[StageName, ...] = ("pretrain", "align", "disentangle")
 class Section(BaseModel):
     """Base of every section: immutable, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Columns(Section):
@@ -38,7 +38,7 @@ class SyntheticConfig(Section):
 
     events: int = Field(40_000, ge=1000)
     users: int = Field(3_000, ge=100)
-    items: int = Field(1_500, ge=100)
+    items: int = Field(1_500, ge=192)
 
 
 class DataConfig(Section):
@@ -71,6 +71,8 @@ class DataConfig(Section):
             raise ValueError("set data.max_history and data.keep_last together")
         if self.min_rating is not None and self.columns.rating is None:
             raise ValueError("data.min_rating needs data.columns.rating")
+        if self.synthetic and bool(self.interactions) != bool(self.items):
+            raise ValueError("beside data.synthetic set both data.interactions and data.items, or neither")
         return self
 
 
@@ -142,6 +144,11 @@ class SparseConfig(Section):
                 "sparse.optimizer=adamw has no fbgemm CPU kernel: use rowwise_adagrad, "
                 "or sparse.backend=torch on one process"
             )
+        if self.sharding == "column_wise" and self.optimizer == "rowwise_adagrad":
+            raise ValueError(
+                "sparse.sharding=column_wise would keep one rowwise_adagrad state per part of a row, which changes "
+                "the result: use optimizer=adagrad or another sharding"
+            )
         return self
 
 
@@ -177,8 +184,8 @@ class AlignConfig(StageConfig):
 class DisentangleConfig(StageConfig):
     """Stage 3: frequency-gated triple-expert mixture."""
 
-    freeze: tuple[ExpertName, ...] = ()
-    """Experts kept as they come; the paper freezes none."""
+    freeze: tuple[ExpertName, ...] = Field((), max_length=2)
+    """Experts kept as they come, two at most; the paper freezes none."""
     expert_loss: float = Field(0.0, ge=0)
     """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
     gate_lr: float = Field(1e-2, gt=0)
@@ -217,8 +224,8 @@ class EvaluationConfig(Section):
 class Config(Section):
     """Everything a run needs."""
 
-    name: str
-    seed: int = 7
+    name: str = Field(min_length=1)
+    seed: int = Field(7, ge=0, lt=2**31)
     out: str = ""
     """Where the run writes; defaults to runs/<name>."""
     dataset: str = ""
@@ -241,10 +248,17 @@ class Config(Section):
             values["out"] = values.get("out") or f"runs/{values['name']}"
             values["dataset"] = values.get("dataset") or f"{values['out']}/dataset"
             data = values.get("data")
-            if isinstance(data, dict) and data.get("synthetic") is not None and not data.get("interactions"):
+            synthetic = isinstance(data, dict) and data.get("synthetic") is not None
+            if synthetic and not (data.get("interactions") or data.get("items")):
                 raw = f"{values['out']}/raw"
                 values["data"] = data | {"interactions": f"{raw}/interactions-*.csv.gz", "items": f"{raw}/items.csv.gz"}
         return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sparse.backend == "torchrec" and self.model.dim % 4:
+            raise ValueError(f"model.dim={self.model.dim} must be a multiple of 4 for TorchRec tables")
+        return self
 
     @field_validator("out")
     @classmethod

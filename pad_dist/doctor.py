@@ -211,17 +211,23 @@ def preflight(env: Mapping[str, str]) -> list[Check]:
     return [check_python(), check_java(env), check_compiler(env)]
 
 
-def diagnose(out: str = ".", world_size: int = 2, env: Mapping[str, str] | None = None) -> list[Check]:
-    """Every check, for a run of `world_size` ranks on this machine that writes to `out`."""
+def diagnose(
+    out: str = ".", world_size: int = 2, env: Mapping[str, str] | None = None, *, torchrec: bool = True
+) -> list[Check]:
+    """Every check, for a run of `world_size` ranks on this machine that writes to `out`.
+
+    Without `torchrec` (sparse.backend=torch) neither it nor fbgemm need be there.
+    """
     env = os.environ if env is None else env
     distributions = {_canonical(d.metadata["Name"]): d for d in metadata.distributions() if d.metadata["Name"]}
     installed = {name: d.version for name, d in distributions.items()}
-    fbgemm = check_fbgemm(installed)
-    checks = [*preflight(env), check_ninja(env), check_compile_lock(env), *check_versions(installed), fbgemm]
-    for name in ("fbgemm-gpu-cpu", "fbgemm-gpu"):
-        if name in distributions:
-            checks += [check_files(distributions[name]), check_import("torchrec", _FBGEMM_FIX)]
-            break
+    checks = [*preflight(env), check_ninja(env), check_compile_lock(env)]
+    checks += [check for check in check_versions(installed) if torchrec or not check.name.startswith("torchrec ")]
+    if torchrec:
+        checks.append(check_fbgemm(installed))
+        fbgemm = [distributions[name] for name in ("fbgemm-gpu-cpu", "fbgemm-gpu") if name in distributions]
+        if fbgemm:
+            checks += [check_files(fbgemm[0]), check_import("torchrec", _FBGEMM_FIX)]
     return [*checks, check_disk(out), check_threads(env, os.cpu_count() or 1, world_size)]
 
 

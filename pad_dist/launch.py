@@ -9,7 +9,7 @@ from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
 from pad_dist.evaluation.report import console, metrics_table
-from pad_dist.stages.parts import check_ready, command, fingerprint, is_trained, stage_dir
+from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, stage_dir
 from pad_dist.stages.train import train_stage
 from pad_dist.training.ranks import launched
 
@@ -20,13 +20,7 @@ def train_main(stage: StageName) -> None:
         config, path = config_from_arguments(f"train the {stage} stage")
         check_ready(config, stage, path)
         with launched(config.training) as ranks:
-            result = f"{stage_dir(config, stage)}/result.json"
-            if ranks.is_first:
-                storage.remove(result)
-            best = train_stage(config, stage, ranks, validate)
-            if ranks.is_first:
-                mark = fingerprint(config, stage)
-                storage.write_json(result, {"fingerprint": mark, "epoch": best.epoch, "valid": best.metrics})
+            train_stage(config, stage, ranks, validate)
 
 
 def evaluate_main() -> None:
@@ -44,5 +38,5 @@ def evaluate_main() -> None:
                 results = evaluate_stage(config, stage, ranks)
                 if ranks.is_first:
                     target = f"{stage_dir(config, stage)}/evaluation.json"
-                    storage.write_json(target, {"fingerprint": fingerprint(config, stage), "scores": results})
+                    storage.write_json(target, {"mark": evaluation_mark(config, stage), "scores": results})
                     console().print(metrics_table(f"{config.name}: {stage}", results))

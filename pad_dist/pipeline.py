@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import shlex
 import socket
 import subprocess
@@ -19,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,15 @@ from pad_dist.config import STAGES, Config, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.manifest import read_manifest
 from pad_dist.data.synthetic import write_synthetic
+from pad_dist.data.text_table import text_url
 from pad_dist.doctor import diagnose
 from pad_dist.entry import USER_ERROR_STATUS
+from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.sparse.tables import TableSpec, check_capacity
-from pad_dist.stages.parts import MAIN_SCORER, PARTS, fingerprint, is_trained, stage_dir
+from pad_dist.stages.parts import MAIN_SCORER, PARTS, evaluation_mark, fingerprint, is_trained, stage_dir
 from pad_dist.training.ranks import device_kind
-
-REPORTED = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "deepspeed", "pyspark", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,14 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
         UserError: the environment is wrong, or a step of the run failed.
         SystemExit: with status 2, where a step has told the user's mistake.
     """
-    problems = [check for check in diagnose(config.out, config.training.world_size) if not check.ok]
+    checks = diagnose(config.out, config.training.world_size, torchrec=config.sparse.backend == "torchrec")
+    problems = [check for check in checks if not check.ok]
     if problems:
         raise UserError("; ".join(f"{check.name}: {check.found}, {check.fix}" for check in problems))
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {config.out} ({error.strerror}): choose another --out") from None
     # JSON is YAML too, and keeps a name such as 2024 a string.
     this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"))
     timings = _Record(f"{config.out}/timings.json")
@@ -84,6 +87,7 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
             continue
         say(f"{step.name}: start")
         storage.remove(f"{config.out}/report.json")  # it told of other steps
+        marks.put(step.name, None)  # what is there may be half replaced when this ends early
         started = time.monotonic()
         step.make()
         timings.put(step.name, round(time.monotonic() - started, 2))
@@ -99,36 +103,61 @@ def _steps(this: Run, marks: _Record) -> list[Step]:
     steps = []
     if config.data.synthetic is not None and config.data.interactions.startswith(f"{config.out}/raw/"):
         steps.append(_synthetic(config, marks))
-    manifest, text = f"{config.dataset}/manifest.json", f"{config.dataset}/text/manifest.json"
-    steps.append(
-        Step(
-            "build_sequences",
-            lambda: _digest(config.data.model_dump(exclude={"spark_master", "spark_conf"}), _inputs(config)),
-            lambda: marks.get("build_sequences") if storage.exists(manifest) else None,
-            lambda: _spark(this, "build_sequences"),
-        )
-    )
-    steps.append(
-        Step(
-            "embed_items",
-            lambda: _digest(config.text.model_dump(exclude={"center"}), Dataset.open(config.dataset).content_hash),
-            lambda: marks.get("embed_items") if storage.exists(text) else None,
-            lambda: _spark(this, "embed_items"),
-        )
-    )
+    steps += [_etl(this), _embedding(this)]
     for stage in STAGES:
         steps.append(_train(this, stage))
     steps.append(
         Step(
             "evaluate",
-            lambda: _digest(
-                fingerprint(config, STAGES[-1]), config.evaluation.cold_max_frequency, config.training.world_size
-            ),
-            lambda: marks.get("evaluate") if all(storage.exists(_evaluation(config, s)) for s in STAGES) else None,
+            lambda: _digest(*(evaluation_mark(config, stage) for stage in STAGES)),
+            lambda: _digest(*((_evaluation(config, stage) or {}).get("mark") for stage in STAGES)),
             lambda: _ranks(this, "evaluate"),
         )
     )
     return steps
+
+
+def _etl(this: Run) -> Step:
+    config = this.config
+    settings = config.data.model_dump(exclude={"spark_master", "spark_conf"})
+
+    def mark() -> str:
+        return _digest(settings, _inputs(config))
+
+    def make() -> None:
+        wanted = mark()
+        _spark(this, "build_sequences")
+        leave_mark(config.dataset, wanted)
+
+    return Step("build_sequences", mark, lambda: left_mark(config.dataset), make)
+
+
+def _embedding(this: Run) -> Step:
+    config = this.config
+
+    def mark() -> str:
+        return _digest(config.text.model_dump(exclude={"center"}), Dataset.open(config.dataset).content_hash)
+
+    def make() -> None:
+        _spark(this, "embed_items")
+        leave_mark(text_url(config.dataset), mark())
+
+    return Step("embed_items", mark, lambda: left_mark(text_url(config.dataset)), make)
+
+
+def leave_mark(url: str, mark: str) -> None:
+    """Say beside a manifest what its content was made from: who shares it need not make it again."""
+    content = read_manifest(url, "pad-dist run").content_hash()
+    storage.write_json(storage.join(url, "made_from.json"), {"mark": mark, "content": content})
+
+
+def left_mark(url: str) -> str | None:
+    """The mark of what is at `url` now; None if there is nothing, or it was made anew by something else."""
+    manifest, beside = storage.join(url, "manifest.json"), storage.join(url, "made_from.json")
+    if not (storage.exists(manifest) and storage.exists(beside)):
+        return None
+    left = storage.read_json(beside)
+    return str(left["mark"]) if left["content"] == read_manifest(url, "pad-dist run").content_hash() else None
 
 
 def _synthetic(config: Config, marks: _Record) -> Step:
@@ -202,7 +231,7 @@ def _inputs(config: Config) -> list[str]:
 
 
 def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
-    scores = {stage: storage.read_json(_evaluation(config, stage))["scores"] for stage in STAGES}
+    scores = {stage: (_evaluation(config, stage) or {})["scores"] for stage in STAGES}
     last = scores["disentangle"]
     manifest = read_manifest(config.dataset, "pad-dist run")
     return build_report(
@@ -211,33 +240,19 @@ def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
         experts={name: last[name] for name in PARTS["disentangle"].experts},
         popularity=last["popularity"],
         timings_s=timings,
-        environment=_environment(config),
+        # A stage may have been trained by an earlier call, elsewhere.
+        environment={**environment(config.training.world_size), "stages": {s: _result(config, s) for s in STAGES}},
     )
 
 
-def _commit() -> str | None:
-    """The commit of this checkout; None where there is none, or no git."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None
+def _result(config: Config, stage: StageName) -> dict[str, Any]:
+    return dict(storage.read_json(f"{stage_dir(config, stage)}/result.json")["environment"])
 
 
-def _environment(config: Config) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "cores": os.cpu_count(),
-        "world_size": config.training.world_size,
-        "commit": _commit(),
-        "packages": {name: d.version for d in distributions() if (name := d.name.replace("_", "-")) in REPORTED},
-    }
-
-
-def _evaluation(config: Config, stage: StageName) -> str:
-    return f"{stage_dir(config, stage)}/evaluation.json"
+def _evaluation(config: Config, stage: StageName) -> dict[str, Any] | None:
+    """What the evaluation of a stage left, None if it left nothing."""
+    url = f"{stage_dir(config, stage)}/evaluation.json"
+    return dict(storage.read_json(url)) if storage.exists(url) else None
 
 
 def _digest(*parts: Any) -> str:

@@ -19,9 +19,22 @@ _BLOCK = 1 << 20
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path inside it."""
-    fs, path = fsspec.core.url_to_fs(url)
+    """The filesystem of a URL and the path inside it.
+
+    Raises:
+        UserError: unknown protocol, or the package or library that serves it is missing.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        raise UserError(f"{url} is no local path and no URL that fsspec knows: {_line(error)}") from None
+    except (ImportError, OSError) as error:
+        raise UserError(f"{url} needs what is not installed here: {_line(error)}") from None
     return fs, str(path)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def join(url: str, *parts: str) -> str:
@@ -62,21 +75,35 @@ def atomic_writer(url: str) -> Iterator[BinaryIO]:
     What was there before stays until then. The content is written under another
     name and moved: closing a file of an object store publishes what it holds, even
     when the block fails.
+
+    Raises:
+        UserError: no permission, or something of another kind is in the way.
     """
     fs, path = filesystem(url)
-    fs.makedirs(fs._parent(path), exist_ok=True)
     target = f"{path}.{uuid.uuid4().hex}.tmp"
+    with _placing(url):
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        opened = fs.open(target, "wb")
     try:
-        with fs.open(target, "wb") as file:
+        with opened as file:
             yield cast(BinaryIO, file)
-        if isinstance(fs, LocalFileSystem):
-            os.replace(target, path)
-        else:
-            fs.mv(target, path)
+        with _placing(url):
+            if isinstance(fs, LocalFileSystem):
+                os.replace(target, path)
+            else:
+                fs.mv(target, path)
     except BaseException:
         if fs.exists(target):
             fs.rm_file(target)
         raise
+
+
+@contextmanager
+def _placing(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(f"{url} cannot be written, choose another place or free this one: {_line(error)}") from None
 
 
 def write_bytes(url: str, content: bytes) -> None:

@@ -22,6 +22,7 @@ from spark_jobs.bins import bin_cuts, cut_frequencies, first_ranks
 from spark_jobs.inputs import Kind, absolute, admit, read_rows
 from spark_jobs.job import run_job
 from spark_jobs.shards import write_items, write_sequences
+from spark_jobs.target import require_target
 
 ITEMS_PER_FILE = 262_144
 
@@ -34,14 +35,17 @@ def build_sequences(config: Config, spark: SparkSession) -> Manifest:
 
     Raises:
         UserError: input missing, unreadable, lacking a column, or with more
-            rejected rows than `data.max_rejected_share`; or nothing left of it.
+            rejected rows than `data.max_rejected_share`; or nothing left of it; or
+            a build that would replace what is not of a dataset.
             What was at `config.dataset` stays, but for its rejected/ rows.
     """
-    for name, url in {"interactions": config.data.interactions, "items": config.data.items}.items():
+    inputs = {"data.interactions": config.data.interactions, "data.items": config.data.items}
+    for setting, url in inputs.items():
         if not url:
-            raise UserError(f"data.{name} is not set: give the URL of a CSV, JSON lines or Parquet input")
+            raise UserError(f"{setting} is not set: give the URL of a CSV, JSON lines or Parquet input")
     dataset = absolute(config.dataset)
     staging = f"{dataset.rstrip('/')}.staging"
+    require_target(dataset, staging, inputs)
     storage.remove(staging)
     try:
         with ExitStack() as cached:

@@ -4,8 +4,10 @@
 
 One output file holds a fixed range of `text.rows_per_shard` item indices and is the
 unit of work, so its content does not depend on executors or partitions. A row keeps
-the hash of its text and model: rows that a previous run left are taken over, so an
-interrupted run goes on and a grown catalogue embeds only what is new.
+the hash of its text and model: rows that a previous run left in the same file are
+taken over, so an interrupted run goes on and a changed text costs one row. Indices
+follow the sorted item keys: a new item moves all later ones up by one, and a row
+that so comes into the next file is embedded again.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ def _embed_shard(
     known = dict(zip(present, table, strict=True))
     missing = [i for i, key in enumerate(hashes) if key not in known]
     if missing:
-        vector_of = load_encoder(config, _claim_device()).encode([texts[i] for i in missing])
+        vector_of = load_encoder(config, recipe["revision"], _claim_device()).encode([texts[i] for i in missing])
         known.update(zip((hashes[i] for i in missing), vector_of.astype(np.float16), strict=True))
     if present != hashes:
         table = np.stack([known[key] for key in hashes])

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 import pad_dist
 from pad_dist.config import DataConfig
+from pad_dist.doctor import check_java
 from pad_dist.errors import UserError
-
-MIN_JAVA = 17
 
 
 def spark_session(data: DataConfig, app: str) -> SparkSession:
@@ -25,7 +23,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
     there wins. `data.spark_conf` is applied last, over the settings here.
 
     Raises:
-        UserError: Java is missing or too old.
+        UserError: Java is missing or too old; or Spark refuses the settings.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     local = not submitted and data.spark_master.startswith("local")
@@ -54,7 +52,25 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
     builder = SparkSession.builder.appName(app).config(map={**conf, **data.spark_conf})
     if not submitted:
         builder = builder.master(data.spark_master)
-    return builder.getOrCreate()
+    try:
+        session = builder.getOrCreate()
+        # A new session reads its SQL settings late: set them, so that a bad value is told here.
+        for key, value in data.spark_conf.items():
+            if session.conf.isModifiable(key):
+                session.conf.set(key, value)
+    except (Py4JError, PySparkException) as error:
+        keys = ", ".join(data.spark_conf) or "empty"
+        raise UserError(
+            f"Spark does not start with data.spark_master={data.spark_master} and data.spark_conf ({keys}), "
+            f"mend these: {_first_line(error)}"
+        ) from error
+    return session
+
+
+def _first_line(error: Py4JError | PySparkException) -> str:
+    """What Spark says, without Py4J's preamble and the Java trace."""
+    text = error.java_exception.toString() if isinstance(error, Py4JJavaError) else str(error)
+    return str(text).strip().split("\n")[0]
 
 
 def require_java() -> None:
@@ -63,18 +79,6 @@ def require_java() -> None:
     Raises:
         UserError: it is missing or older; the message says what to install.
     """
-    fix = (
-        "install it (Debian, Ubuntu: apt-get install openjdk-17-jre-headless; "
-        "macOS: brew install openjdk@17; conda: conda install openjdk=17) or point JAVA_HOME at it"
-    )
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home, "bin", "java")) if home else shutil.which("java")
-    if java is None or not os.access(java, os.X_OK):
-        raise UserError(
-            f"Spark needs Java {MIN_JAVA} or newer and found none{f' in JAVA_HOME={home}' if home else ''}: {fix}"
-        )
-    text = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(?:1\.)?(\d+)', text)
-    if version is None or int(version[1]) < MIN_JAVA:
-        found = f"version {version[1]}" if version else "no version"
-        raise UserError(f"Spark needs Java {MIN_JAVA} or newer and {java} reports {found}: {fix}")
+    java = check_java(os.environ)
+    if not java.ok:
+        raise UserError(f"Spark needs {java.name}: {java.found}: {java.fix}")

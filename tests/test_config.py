@@ -183,3 +183,25 @@ def test_the_documented_configs_are_there() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_parses_under_its_own_name(path: Path) -> None:
     assert load_config(str(path)).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"name": ""}, "name: String should have at least 1 character"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"model": {"dim": 6, "heads": 1}}, "model.dim=6 must be a multiple of 4 for TorchRec tables"),
+        ({"align": {"gamma": float("inf")}}, "align.gamma: Input should be a finite number"),
+        (
+            {"disentangle": {"freeze": ["id", "aligned", "text"]}},
+            "disentangle.freeze: Tuple should have at most 2",
+        ),
+        ({"sparse": {"sharding": "column_wise"}}, "sparse.sharding=column_wise would keep one rowwise_adagrad state"),
+        ({"data": {"synthetic": {}, "items": "x.csv"}}, "set both data.interactions and data.items, or neither"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_anything_starts(values: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_config({"name": "x"} | values, "c")
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)

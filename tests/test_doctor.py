@@ -221,6 +221,15 @@ def test_the_installed_environment_is_healthy(tmp_path: Path) -> None:
     assert [check for check in checks if not check.ok and check.name not in machine] == []
 
 
+def test_the_torch_backend_needs_neither_torchrec_nor_fbgemm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = [d for d in doctor.metadata.distributions() if not d.metadata["Name"].startswith(("torchrec", "fbgemm"))]
+    monkeypatch.setattr(doctor.metadata, "distributions", lambda: present)
+    broken = {check.name.split()[0] for check in doctor.diagnose(str(tmp_path)) if not check.ok}
+    assert {"torchrec", "one"} <= broken
+    spared = {check.name.split()[0] for check in doctor.diagnose(str(tmp_path), torchrec=False) if not check.ok}
+    assert not {"torchrec", "one"} & spared
+
+
 def test_any_failure_is_the_exit_status_and_its_fix_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = Check("good", True, "it", "hidden"), Check("bad", False, "nothing", "do this")
     assert doctor.print_checks([good]) == 0

@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from pad_dist.config import STAGES
+from pad_dist.pipeline import leave_mark, left_mark
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 
 # The first test waits for the whole run.
 pytestmark = pytest.mark.timeout(600)
@@ -195,3 +197,20 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing_half_written(
     assert told in line
     left = [str(path.relative_to(tmp_path / OUT)) for path in (tmp_path / OUT).rglob("*") if path.is_file()]
     assert left == (["dataset/rejected/interactions.jsonl"] if unreadable else [])
+
+
+def test_a_dataset_made_anew_by_other_hands_is_not_taken_for_the_runs_own(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30, seed=1), 30)
+    assert left_mark(dataset) is None
+    leave_mark(dataset, "mine")
+    assert left_mark(dataset) == "mine"
+    write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30, seed=2), 30)
+    assert left_mark(dataset) is None
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / OUT).write_text("a file")
+    ended = pad_dist(tmp_path)
+    assert ended.done.returncode == 2
+    assert f"cannot write to {OUT} (File exists): choose another --out" in ended.done.stderr.replace("\n", " ")
+    assert ended.steps("start") == []

@@ -1,5 +1,7 @@
 import hashlib
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,59 @@ def test_what_is_not_json_is_one_clear_line(base: str, content: bytes) -> None:
         storage.read_json(url)
     assert str(error.value).startswith(f"{url} is not valid JSON: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("bogus://bucket/file", r"^bogus://bucket/file .*not known: bogus"),
+        ("oss://bucket/file", r"^oss://bucket/file .*ossfs"),
+    ],
+    ids=["unknown protocol", "missing package"],
+)
+def test_a_url_that_cannot_be_opened_is_one_clear_line(url: str, says: str) -> None:
+    for use in (storage.exists, storage.read_bytes, storage.filesystem):
+        with pytest.raises(UserError, match=says) as error:
+            use(url)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["file/new.bin", "file/deep/new.bin", "folder"])
+def test_a_place_that_is_taken_is_one_clear_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path}/{place} cannot be written") as error:
+        storage.write_bytes(f"{tmp_path}/{place}", b"x")
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "file").read_bytes() == b"kept"
+    assert listing(str(tmp_path)) == ["file"]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Permissions do not bind root: be nobody meanwhile."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    return tmp_path / "closed"
+
+
+@pytest.mark.parametrize("place", ["new.bin", "deep/new.bin"])
+def test_a_place_without_permission_is_one_clear_line(closed: Path, unprivileged: None, place: str) -> None:
+    with pytest.raises(UserError, match=f"^{closed}/{place} cannot be written"):
+        storage.write_bytes(f"{closed}/{place}", b"x")
+
+
+def test_an_error_of_the_block_itself_stays_what_it_is(base: str) -> None:
+    with pytest.raises(PermissionError, match="own"), storage.atomic_writer(storage.join(base, "file.bin")):
+        raise PermissionError("own")
 
 
 def test_remove_takes_a_tree_and_what_is_not_there(base: str) -> None:

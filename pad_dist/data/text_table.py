@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pad_dist import storage
+from pad_dist.config import TextConfig
 from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file
 from pad_dist.errors import UserError
 
@@ -31,6 +32,22 @@ def text_manifest(dataset_url: str) -> Manifest:
     if manifest.parameters["dataset"] != dataset.content_hash():
         raise UserError(f"{text_url(dataset_url)} was made for another dataset: run `{EMBED_COMMAND}` again")
     return manifest
+
+
+def check_recipe(dataset_url: str, config: TextConfig) -> None:
+    """Refuse text vectors that another model or pooling made than the config names.
+
+    Raises:
+        UserError: see `text_manifest`; or the first setting that differs.
+    """
+    made_with = text_manifest(dataset_url).parameters
+    for name in ("model", "gguf_file", "pooling", "bidirectional", "max_tokens"):
+        wanted = getattr(config, name)
+        if made_with[name] != wanted:
+            raise UserError(
+                f"{text_url(dataset_url)} was made with text.{name}={made_with[name]}, the config says {wanted}: "
+                f"run `{EMBED_COMMAND}` again or set text.{name}={made_with[name]}"
+            )
 
 
 def read_text_rows(dataset_url: str, start: int, stop: int) -> NDArray[np.float16]:

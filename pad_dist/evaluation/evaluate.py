@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from pad_dist.config import Config, StageName
 from pad_dist.data.loader import eval_batches
-from pad_dist.evaluation.metrics import ranking_metrics
+from pad_dist.evaluation.metrics import COUNTS_SHAPE, rank_counts, summarize
 from pad_dist.evaluation.ranking import ItemSlice, gather_rows, lookup_columns, rank_targets
+from pad_dist.evaluation.report import SPLITS, Split
 from pad_dist.model.pad import Pad
 from pad_dist.sparse.row_shards import row_range
 from pad_dist.stages.system import System, load_trained
 from pad_dist.training.ranks import Ranks
 
-Split = Literal["valid", "test"]
-SPLITS: tuple[Split, ...] = ("valid", "test")
 Metrics = dict[str, Any]
 LOOKUP_ROWS = 1 << 16
 """Catalogue rows looked up at a time: bounds the memory of an all-to-all."""
@@ -51,8 +50,7 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
     columns = torch.from_numpy(np.stack(system.dataset.item_columns(first, stop), axis=1).astype(np.int64))
     columns = columns.to(ranks.device)
     items = _item_vectors(system, pad, first, stop, scorers, frequency=columns[:, 0])
-    placed: dict[str, list[Tensor]] = {name: [] for name in scorers}
-    targets: list[Tensor] = []
+    counts = {name: torch.zeros(COUNTS_SHAPE, dtype=torch.float64, device=ranks.device) for name in scorers}
     for host_batch in eval_batches(
         system.dataset,
         split,
@@ -63,19 +61,14 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
     ):
         batch = system.eval_to_device(host_batch)
         users = pad.encode(batch.inputs, batch.lengths, system.rows(batch.items))
+        targets = gather_rows(batch.targets, ranks.group)
+        frequency, bins = lookup_columns(targets, columns, first, ranks.group).unbind(1)
         for name in scorers:
             own = _expert_part(pad, name, users) if name != "popularity" else users.new_ones(len(users), 1).double()
             item_slice = ItemSlice(first, items[name])
-            placed[name].append(
-                rank_targets(own, batch.targets, batch.history, batch.history_lengths, item_slice, ranks.group)
-            )
-        targets.append(gather_rows(batch.targets, ranks.group))
-    of_target = lookup_columns(torch.cat(targets), columns, first, ranks.group)
-    frequency, bins = of_target.unbind(1)
-    return {
-        name: ranking_metrics(torch.cat(places), frequency, bins, config.evaluation.cold_max_frequency)
-        for name, places in placed.items()
-    }
+            places = rank_targets(own, batch.targets, batch.history, batch.history_lengths, item_slice, ranks.group)
+            counts[name] += rank_counts(places, frequency, bins, config.evaluation.cold_max_frequency)
+    return {name: summarize(total) for name, total in counts.items()}
 
 
 def _item_vectors(

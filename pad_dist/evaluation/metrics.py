@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from pad_dist.model.gate import BINS
+
 K = 10
-BINS = 10
+GAINS = [1 / math.log2(rank + 1) for rank in range(1, K + 1)]
+COUNTS_SHAPE = (BINS + 1, K + 1)
+"""All users, the cold ones and bins 1 to 10, by rank 1 to 10 and later."""
 
 
-def metric_sums(ranks: Tensor, frequency: Tensor, bins: Tensor, cold_max_frequency: int) -> Tensor:
-    """Additive sums over users, so that any batching and any number of ranks give the same metrics.
+def rank_counts(ranks: Tensor, frequency: Tensor, bins: Tensor, cold_max_frequency: int) -> Tensor:
+    """Users by slice and rank: whole numbers, so sums of batches are exact in any order.
 
     Args:
         ranks: [n] rank of each user's target, from 1.
@@ -21,27 +27,21 @@ def metric_sums(ranks: Tensor, frequency: Tensor, bins: Tensor, cold_max_frequen
         cold_max_frequency: targets of at most this train frequency are cold.
 
     Returns:
-        [12, 3] float64: users, hits and discounted gains of all users, of the cold
-        ones and of bins 1 to 10.
+        [12, 11] float64: of all users, of the cold ones and of bins 1 to 10, how many
+        have rank 1 to 10 and, last, how many a later one.
     """
-    hit = (ranks <= K).double()
-    values = torch.stack([torch.ones_like(hit), hit, hit / torch.log2(ranks.double() + 1)], dim=1)
-    slices = [torch.ones_like(hit), (frequency <= cold_max_frequency).double()]
-    slices += [(bins == index).double() for index in range(1, BINS + 1)]
-    return torch.stack(slices) @ values
+    slices = [torch.ones_like(bins), frequency <= cold_max_frequency, *(bins == index for index in range(1, BINS))]
+    by_rank = F.one_hot(ranks.clamp(max=K + 1) - 1, K + 1)
+    return torch.stack([users.double() for users in slices]) @ by_rank.double()
 
 
-def summarize(sums: Tensor) -> dict[str, Any]:
-    """The metrics of DESIGN's report from `metric_sums`; a slice without users has 0 in every field."""
-    overall, cold, *bins = (_means(row) for row in sums.tolist())
+def summarize(counts: Tensor) -> dict[str, Any]:
+    """The metrics of DESIGN's report from summed `rank_counts`; a slice without users has 0 in every field."""
+    overall, cold, *bins = (_means(row) for row in counts.tolist())
     return {**overall, "cold": cold, "by_bin": [{"bin": index, **means} for index, means in enumerate(bins, 1)]}
 
 
-def ranking_metrics(ranks: Tensor, frequency: Tensor, bins: Tensor, cold_max_frequency: int) -> dict[str, Any]:
-    """`summarize` of `metric_sums`: the metrics of users that are all at hand."""
-    return summarize(metric_sums(ranks, frequency, bins, cold_max_frequency))
-
-
 def _means(row: list[float]) -> dict[str, Any]:
-    users, hits, gain = row
+    users, hits = sum(row), sum(row[:K])
+    gain = sum(count * value for count, value in zip(row, GAINS, strict=False))
     return {f"hr@{K}": hits / max(users, 1), f"ndcg@{K}": gain / max(users, 1), "users": int(users)}

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from pad_dist.errors import UserError
 
 SCORE_BYTES = 1 << 28
-"""Most bytes of one users x items score matrix (at least one user's row is taken)."""
+"""Most bytes of one users x items score matrix (at least two rows are taken)."""
+MISSED = torch.iinfo(torch.int64).max
+"""Rank of a target that the history holds: beyond every k, however small the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,13 @@ def rank_targets(
 
     A collective call. Each rank gives its own users (b may differ and be 0) and
     scores everyone's users against its own items; counts are summed over ranks.
-    Items of the history score -inf, so that a target among them comes last. Item 0,
+    Items of the history score -inf; a target among them has rank MISSED. Item 0,
     padding, is no candidate.
+
+    Items with equal vectors tie, and count against the target, as long as the matrix
+    product rounds equal columns alike. Every rank multiplies matrices of the same
+    shape to that end. BLAS libraries do not promise it, and ranks on different
+    hardware may round differently.
 
     Args:
         users: [b, D] user vectors of this rank.
@@ -62,22 +70,26 @@ def rank_targets(
             with NaN is false and would help the target).
     """
     first, vectors = item_slice.first, item_slice.vectors
-    if first == 0:
-        first, vectors = 1, vectors[1:]
     users, targets = gather_rows(users, group), gather_rows(targets, group)
     history, history_lengths = gather_rows(history, group), gather_rows(history_lengths, group)
     owners = torch.repeat_interleave(torch.arange(len(users), device=users.device), history_lengths)
 
-    # Every rank takes the same chunks, since each ends in a collective.
-    widest = _all_reduce(torch.tensor(len(vectors), device=users.device), dist.ReduceOp.MAX, group)
-    chunk = max(1, score_bytes // max(1, int(widest) * vectors.element_size()))
+    # Every rank takes the same chunks, since each ends in a collective, and the same width:
+    # a matrix product chooses its kernel, and with it the rounding, by the shape.
+    count = len(vectors)
+    widest = int(_all_reduce(torch.tensor(count, device=users.device), dist.ReduceOp.MAX, group))
+    if count < widest:
+        vectors = F.pad(vectors, (0, 0, 0, widest - count))
+    padding = 1 if first == 0 else 0
+    first += padding
+    chunk = max(1, score_bytes // max(1, widest * vectors.element_size()))
     broken = torch.zeros((), dtype=torch.int64, device=users.device)
     ranks = torch.zeros(len(users), dtype=torch.int64, device=users.device)
     for start in range(0, len(users), chunk):
         stop = min(start + chunk, len(users))
-        scores = users[start:stop] @ vectors.T
+        scores = _scores(users[start:stop], vectors)[:, padding:count]
         broken += ~_all_finite(scores)
-        mine = (owners >= start) & (owners < stop) & (history >= first) & (history < first + len(vectors))
+        mine = (owners >= start) & (owners < stop) & (history >= first) & (history < first + scores.shape[1])
         scores[owners[mine] - start, history[mine] - first] = -torch.inf
         target = _owned(scores, targets[start:stop] - first)
         target = _all_reduce(target, dist.ReduceOp.MAX, group)
@@ -85,7 +97,9 @@ def rank_targets(
         ranks[start:stop] = (scores >= target[:, None]).sum(1)
     if _all_reduce(broken, dist.ReduceOp.SUM, group):
         raise UserError("the model gives NaN or infinite scores: lower the learning rate and train again")
-    return _all_reduce(ranks, dist.ReduceOp.SUM, group)
+    ranks = _all_reduce(ranks, dist.ReduceOp.SUM, group)
+    ranks[owners[history == targets[owners]]] = MISSED
+    return ranks
 
 
 def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -117,6 +131,14 @@ def lookup_columns(items: Tensor, columns: Tensor, first: int, group: dist.Proce
     mine = (items >= first) & (items < first + len(columns))
     values[mine] = columns[items[mine] - first]
     return _all_reduce(values, dist.ReduceOp.SUM, group)
+
+
+def _scores(users: Tensor, vectors: Tensor) -> Tensor:
+    """[b, n] inner products. A single row would be a matrix-vector product, whose kernels sum
+    the last columns in another order than the others: equal items would not tie. So it is taken twice."""
+    if len(users) == 1:
+        return (users.repeat(2, 1) @ vectors.T)[:1]
+    return users @ vectors.T
 
 
 def _owned(scores: Tensor, places: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,8 @@ from rich.table import Table
 from pad_dist import storage
 from pad_dist.config import STAGES
 
-SPLITS = ("valid", "test")
+Split = Literal["valid", "test"]
+SPLITS: tuple[Split, ...] = ("valid", "test")
 METRICS = ("hr@10", "ndcg@10")
 
 Splits = Mapping[str, Any]

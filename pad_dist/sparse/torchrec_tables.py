@@ -104,11 +104,13 @@ def _plan(
         ),
         kernel_config=KernelConfig(compute_device=device.type),
     )
+    shardings: list[str] = [config.sharding]
+    if config.sharding == "planner":
+        # Row-wise Adagrad keeps one number per row; cut by columns a row would have several.
+        by_column = [] if config.optimizer == "rowwise_adagrad" else ["column_wise"]
+        shardings = ["table_wise", "row_wise", *by_column]
     constraints = {
-        name: ParameterConstraints(
-            sharding_types=None if config.sharding == "planner" else [config.sharding], compute_kernels=["fused"]
-        )
-        for name in spec.names
+        name: ParameterConstraints(sharding_types=shardings, compute_kernels=["fused"]) for name in spec.names
     }
     planner = EmbeddingShardingPlanner(
         topology=topology,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pad_dist import storage
 from pad_dist.config import STAGES, Config, ExpertName, StageName
 from pad_dist.data.dataset import Dataset
-from pad_dist.data.text_table import text_manifest
+from pad_dist.data.text_table import check_recipe, text_manifest
 from pad_dist.errors import UserError
 
 
@@ -61,7 +61,9 @@ def command(config_path: str, stage: StageName) -> str:
 
 
 def check_ready(config: Config, stage: StageName, config_path: str) -> None:
-    """Refuse a stage before its predecessor is trained, naming the command to run."""
+    """Refuse a stage before its predecessor is trained, or on text vectors of another model, naming the fix."""
+    if needs_text(stage):
+        check_recipe(config.dataset, config.text)
     before = predecessor(stage)
     if before is not None and not is_trained(config, before):
         raise UserError(
@@ -74,6 +76,11 @@ def is_trained(config: Config, stage: StageName) -> bool:
     """Whether the stage was trained to its end with these settings and data."""
     result = f"{stage_dir(config, stage)}/result.json"
     return storage.exists(result) and storage.read_json(result)["fingerprint"] == fingerprint(config, stage)
+
+
+def evaluation_mark(config: Config, stage: StageName) -> str:
+    """Hex digest of all that determines the stage's evaluation."""
+    return f"{fingerprint(config, stage)}-{config.evaluation.cold_max_frequency}"
 
 
 def fingerprint(config: Config, stage: StageName) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pad_dist import storage
 from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch
 from pad_dist.data.loader import train_batches
 from pad_dist.data.order import steps_per_epoch
+from pad_dist.environment import environment
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import fingerprint, stage_dir
@@ -28,7 +30,7 @@ Validate = Callable[[System, Pad], Metrics]
 
 
 def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Validate) -> Best:
-    """Train a stage to early stopping and leave its best checkpoint in `<out>/<stage>`."""
+    """Train a stage to early stopping; leave its best checkpoint and `result.json` in `<out>/<stage>`."""
     system = build_system(config, stage, ranks)
     initialise(system)
     scoring = copy.deepcopy(system.pad).eval()
@@ -43,7 +45,11 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
         scoring.load_state_dict(scoring_weights())
         return validate(system, scoring)
 
+    result = f"{stage_dir(config, stage)}/result.json"
+
     def save(best: Best) -> None:
+        if ranks.is_first:
+            storage.remove(result)
         meta = {"fingerprint": mark, "stage": stage, "epoch": best.epoch, "valid": best.metrics}
         meta |= {"config": config.model_dump(mode="json"), "dataset": system.dataset.content_hash}
         save_checkpoint(stage_dir(config, stage), best.step, scoring_weights(), system.tables.state(), meta, ranks)
@@ -61,7 +67,7 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
             f"{system.dataset.users:,} users, {system.dataset.items:,} items, {schedule.steps_per_epoch} steps of "
             f"{training.batch_size} sequences per epoch, {ranks.world_size} rank(s) on {ranks.device.type}"
         )
-        return fit(
+        best = fit(
             schedule,
             batches=trainer.batches,
             train_step=trainer.step,
@@ -70,6 +76,10 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
             save=save,
             recorder=recorder,
         )
+    if ranks.is_first:
+        found = {"epoch": best.epoch, "valid": best.metrics, "environment": environment(ranks.world_size)}
+        storage.write_json(result, {"fingerprint": mark, **found})
+    return best
 
 
 class Trainer:

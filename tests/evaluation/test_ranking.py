@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pad_dist.errors import UserError
-from pad_dist.evaluation.metrics import ranking_metrics
-from pad_dist.evaluation.ranking import ItemSlice, gather_rows, lookup_columns, rank_targets
+from pad_dist.evaluation.metrics import rank_counts, summarize
+from pad_dist.evaluation.ranking import MISSED, ItemSlice, gather_rows, lookup_columns, rank_targets
 from tests.support.ranks import run_ranks
 
 Case = tuple[Tensor, Tensor, list[list[int]], Tensor]
@@ -32,6 +32,9 @@ def case(users: int, items: int, dim: int, seed: int) -> Case:
 def oracle(queries: Tensor, targets: Tensor, history: list[list[int]], vectors: Tensor) -> list[int]:
     ranks = []
     for query, target, seen in zip(queries, targets.tolist(), history, strict=True):
+        if target in seen:
+            ranks.append(MISSED)
+            continue
         score = {i: -math.inf if i in seen else float(query @ vectors[i]) for i in range(1, len(vectors))}
         others = [value for i, value in score.items() if i != target]
         ranks.append(1 + sum(v > score[target] for v in others) + sum(v == score[target] for v in others))
@@ -64,7 +67,8 @@ def everything_on_two_ranks() -> dict[str, Any]:
     """One launch for all distributed checks: starting processes is what takes the time."""
     rank = torch.distributed.get_rank()
     found = {name: [rank_share(rank, seed, *cuts) for seed in range(len(SHAPES))] for name, cuts in CUTS.items()}
-    return found | {"broken": broken_slice(rank), "gathered": gathered_columns(rank)}
+    ties = [tied_items(rank, *shape) for shape in TIED_SLICES]
+    return found | {"ties": ties, "broken": broken_slice(rank), "gathered": gathered_columns(rank)}
 
 
 def rank_share(rank: int, seed: int, item_cut: float, user_cut: float) -> list[int]:
@@ -73,6 +77,25 @@ def rank_share(rank: int, seed: int, item_cut: float, user_cut: float) -> list[i
     mine = slice(0, user) if rank == 0 else slice(user, None)
     item_slice = ItemSlice(0, vectors[:edge]) if rank == 0 else ItemSlice(edge, vectors[edge:])
     return rank_all(queries[mine], targets[mine], history[mine], item_slice, score_bytes=500)
+
+
+TIED_SLICES = [(2, 8, 192, 3), (2, 8, 192, 1), (7, 8, 64, 5), (12, 20, 64, 8), (51, 101, 16, 64), (1000, 3001, 192, 1)]
+"""Items of rank 0 with padding, of both ranks without, width, users."""
+
+
+def tied_items(rank: int, edge: int, items: int, dim: int, users: int) -> list[int]:
+    """Every item has the same vector, the target is the last one; rank 0 gives the users."""
+    vectors, queries = tied(items, dim, users)
+    mine = slice(0, users if rank == 0 else 0)
+    item_slice = ItemSlice(0, vectors[:edge]) if rank == 0 else ItemSlice(edge, vectors[edge:])
+    targets = torch.full((users,), items)
+    return rank_all(queries[mine], targets[mine], [[]] * len(queries[mine]), item_slice)
+
+
+def tied(items: int, dim: int, users: int) -> tuple[Tensor, Tensor]:
+    """Equal item vectors with padding, [items + 1, dim], and users whose scores must be rounded."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(dim, generator=generator).repeat(items + 1, 1), torch.randn(users, dim, generator=generator)
 
 
 def broken_slice(rank: int) -> str:
@@ -107,6 +130,11 @@ def test_two_ranks_equal_the_oracle(on_two: list[dict[str, Any]], cut: str) -> N
     assert [found[cut] for found in on_two] == [expected, expected]
 
 
+def test_equal_items_tie_across_slices_of_different_width(on_two: list[dict[str, Any]]) -> None:
+    expected = [[items] * users for _, items, _, users in TIED_SLICES]
+    assert [found["ties"] for found in on_two] == [expected, expected]
+
+
 def test_a_broken_slice_stops_every_rank(on_two: list[dict[str, Any]]) -> None:
     assert [found["broken"] for found in on_two] == [BROKEN] * 2
 
@@ -121,14 +149,29 @@ def test_a_constant_scorer_never_hits() -> None:
     ranks = rank_all(queries, targets, [[]] * 23, ItemSlice(0, torch.ones_like(vectors)))
     assert ranks == [101] * 23
     none = torch.ones(23, dtype=torch.int64)
-    assert ranking_metrics(torch.tensor(ranks), none, none, 5)["hr@10"] == 0
+    assert summarize(rank_counts(torch.tensor(ranks), none, none, 5))["hr@10"] == 0
 
 
-def test_a_target_that_the_history_holds_is_a_miss() -> None:
-    vectors = torch.arange(51.0)[:, None]
-    query, target = torch.ones(1, 1), torch.tensor([50])
-    assert rank_all(query, target, [[49, 3]], ItemSlice(0, vectors)) == [1]
-    assert rank_all(query, target, [[50, 3]], ItemSlice(0, vectors)) == [50]
+@pytest.mark.parametrize("users", [1, 5])
+@pytest.mark.parametrize("score_bytes", [1, 1 << 28])
+@pytest.mark.parametrize(("items", "dim"), [(2, 192), (17, 64), (3001, 192), (8347, 128)])
+def test_equal_items_tie_however_many_users_a_chunk_has(items: int, dim: int, score_bytes: int, users: int) -> None:
+    vectors, queries = tied(items, dim, users)
+    for target in (1, items):
+        targets = torch.full((users,), target)
+        assert rank_all(queries, targets, [[]] * users, ItemSlice(0, vectors), score_bytes) == [items] * users
+
+
+@pytest.mark.parametrize("items", [2, 10, 50])
+def test_a_target_that_the_history_holds_is_a_miss_in_a_catalogue_of_any_size(items: int) -> None:
+    vectors = torch.arange(items + 1.0)[:, None]
+    query, target = torch.ones(1, 1), torch.tensor([items])
+    assert rank_all(query, target, [[items - 1]], ItemSlice(0, vectors)) == [1]
+    ranks = rank_all(query, target, [[1, items]], ItemSlice(0, vectors))
+    assert ranks == [MISSED]
+    one = torch.ones(1, dtype=torch.int64)
+    metrics = summarize(rank_counts(torch.tensor(ranks), one, one, 5))
+    assert (metrics["users"], metrics["hr@10"], metrics["ndcg@10"]) == (1, 0.0, 0.0)
 
 
 def test_padding_is_no_candidate_whatever_its_vector() -> None:

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pad_dist.evaluation.metrics import ranking_metrics
+from pad_dist.evaluation.metrics import rank_counts, summarize
 from pad_dist.evaluation.report import bin_table, build_report, report_table, write_report
 
 
@@ -15,7 +15,7 @@ def splits(hits: int) -> dict[str, Any]:
     """Of 8 users, `hits` are ranked first in valid and one fewer in test; half the users are cold, in bin 10."""
     ranks = {"valid": [1] * hits + [99] * (8 - hits), "test": [1] * (hits - 1) + [99] * (9 - hits)}
     frequency, bins = torch.tensor([0, 50] * 4), torch.tensor([10, 2] * 4)
-    return {name: ranking_metrics(torch.tensor(values), frequency, bins, 5) for name, values in ranks.items()}
+    return {name: summarize(rank_counts(torch.tensor(values), frequency, bins, 5)) for name, values in ranks.items()}
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
@@ -138,3 +141,59 @@ def test_the_command_prints_the_counts_or_one_error_line(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert errors[0].startswith("pad-dist: error: no history is left of")
+
+
+@pytest.mark.parametrize("folder", ["items", "sequences", "text", "rejected"])
+@pytest.mark.parametrize("name", ["interactions", "items"])
+def test_an_input_in_a_folder_that_the_build_replaces_is_refused(
+    spark: SparkSession, tmp_path: Path, folder: str, name: str
+) -> None:
+    write_inputs(tmp_path, random_events(random.Random(2)))
+    build_sequences(config_for(tmp_path), spark)
+    inside = tmp_path / "dataset" / folder / "raw"
+    inside.mkdir(parents=True)
+    (inside / "own.csv").write_text("user,item,time,rating\n")
+    before = files_of(tmp_path)
+    for url in (f"{inside}/own.csv", str(inside), os.path.relpath(inside), f"file://{tmp_path}/x/../dataset/{folder}"):
+        with pytest.raises(UserError, match=rf"^data\.{name}=.* lies in .*dataset/{folder}.*set dataset to") as error:
+            build_sequences(config_for(tmp_path, **{name: url}), spark)
+        assert "\n" not in str(error.value)
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", ["items", "sequences"])
+@pytest.mark.parametrize("file", ["2023.csv", "part-00000.parquet", "deep/part-00000.parquet"])
+def test_a_folder_of_other_data_is_not_replaced(spark: SparkSession, tmp_path: Path, folder: str, file: str) -> None:
+    write_inputs(tmp_path, random_events(random.Random(2)))
+    other = tmp_path / "dataset" / folder / file
+    other.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"item_key": ["theirs"]}), other)
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match=rf"dataset/{folder} .*would be deleted: set dataset to another") as error:
+        build_sequences(config_for(tmp_path), spark)
+    assert "\n" not in str(error.value)
+    assert files_of(tmp_path) == before
+
+
+def test_a_dataset_place_that_is_a_file_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    write_inputs(tmp_path, random_events(random.Random(2)))
+    (tmp_path / "dataset").write_text("mine")
+    with pytest.raises(UserError, match=r"dataset is a file: set dataset to a directory$"):
+        build_sequences(config_for(tmp_path), spark)
+    assert (tmp_path / "dataset").read_text() == "mine"
+
+
+def test_what_a_failed_run_left_is_built_over(spark: SparkSession, tmp_path: Path) -> None:
+    write_inputs(tmp_path, random_events(random.Random(2)))
+    manifest = build_sequences(config_for(tmp_path), spark)
+    whole = files_of(tmp_path)
+    dataset = tmp_path / "dataset"
+    # Killed between the moves: new items, old or no sequences, no manifest, a staging directory.
+    (dataset / "manifest.json").unlink()
+    for file in (dataset / "sequences").iterdir():
+        file.unlink()
+    (dataset / "sequences").rmdir()
+    (tmp_path / "dataset.staging" / "sequences").mkdir(parents=True)
+    (dataset / "rejected").mkdir(exist_ok=True)
+    assert build_sequences(config_for(tmp_path), spark) == manifest
+    assert files_of(tmp_path) == whole

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from pad_dist.config import TextConfig
 from pad_dist.errors import UserError
-from spark_jobs.text_encoder import Encoder, model_revision
+from spark_jobs.text_encoder import Encoder, load_encoder, model_revision
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 
@@ -108,6 +108,35 @@ def test_a_real_decoder_from_gguf_tells_products_apart() -> None:
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.02
     assert not torch.equal(*first_states(model, "red green blue", "red green pink"))
     assert model_revision(config) != "local"
+
+
+def copy(folder: Path, to: Path) -> None:
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer.json"])
+def test_a_local_model_is_pinned_by_what_its_files_hold(decoder: Path, tmp_path: Path, changed: str) -> None:
+    copy(decoder, tmp_path)
+    config = TextConfig(model=str(tmp_path))
+    before = model_revision(config)
+    assert before == model_revision(TextConfig(model=str(decoder)))
+    (tmp_path / "README.md").write_text("notes")
+    assert model_revision(config) == before
+    content = bytearray((tmp_path / changed).read_bytes())
+    content[-1] ^= 1 if changed.endswith("safetensors") else 0
+    (tmp_path / changed).write_bytes(bytes(content) + (b"" if changed.endswith("safetensors") else b"\n"))
+    assert model_revision(config) != before
+
+
+def test_a_replaced_local_model_is_loaded_again(decoder: Path, tmp_path: Path) -> None:
+    copy(decoder, tmp_path)
+    config = TextConfig(model=str(tmp_path))
+    old = load_encoder(config, model_revision(config)).encode(["one two"])
+    torch.manual_seed(1)
+    LlamaModel(LlamaConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    new = load_encoder(config, model_revision(config)).encode(["one two"])
+    assert np.abs(old - new).max() > 0.01
 
 
 @pytest.mark.parametrize("model", ["no-such-model", "./no/such/folder"])

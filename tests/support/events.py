@@ -16,8 +16,6 @@ from pad_dist.data.manifest import Manifest
 
 SHARDS = 3
 
-SHARDS = 3
-
 
 class Event(NamedTuple):
     user: str

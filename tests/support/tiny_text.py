@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pad_dist.config import TextConfig
 from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, write_manifest
 
 
@@ -35,7 +36,8 @@ def write_tiny_text(dataset: str, dim: int, seed: int = 0) -> None:
         sha256=hashlib.sha256(content).hexdigest(),
         first_index=1,
     )
-    parameters = {"dataset": manifest.content_hash()}
+    recipe = TextConfig().model_dump(include={"model", "gguf_file", "pooling", "bidirectional", "max_tokens"})
+    parameters = {**recipe, "dataset": manifest.content_hash()}
     write_manifest(
         str(file.parent), Manifest(counts={"items": items, "dim": dim}, parameters=parameters, groups={"text": [entry]})
     )
