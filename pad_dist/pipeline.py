@@ -87,7 +87,8 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
             continue
         say(f"{step.name}: start")
         storage.remove(f"{config.out}/report.json")  # it told of other steps
-        marks.put(step.name, None)  # what is there may be half replaced when this ends early
+        if marks.get(step.name) is not None:
+            marks.put(step.name, None)  # what is there may be half replaced when this ends early
         started = time.monotonic()
         step.make()
         timings.put(step.name, round(time.monotonic() - started, 2))

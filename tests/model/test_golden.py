@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = ModelConfig(
     dim=16, blocks=2, heads=2, max_length=6, dropout=0.1, norm="post", positions="end",
     projector_layers=4, projector_activation=True, fusion="concat",
+    gate_init="ramps",
 )  # fmt: skip
 GAMMA = 0.2
 TABLES = {"id": "id_embedding.weight", "aligned": "other_embedding.weight"}
