@@ -78,32 +78,30 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
         raise UserError(f"cannot write to {config.out} ({error.strerror}): choose another --out") from None
     # JSON is YAML too, and keeps a name such as 2024 a string.
     this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"))
-    timings = _Record(f"{config.out}/timings.json")
-    marks = _Record(f"{config.out}/steps.json")
-    for step in _steps(this, marks):
+    timings_url = f"{config.out}/timings.json"
+    timings: dict[str, float] = storage.read_json(timings_url) if storage.exists(timings_url) else {}
+    for step in _steps(this):
         mark = step.mark()
         if step.found() == mark:
             say(f"{step.name}: already done")
             continue
         say(f"{step.name}: start")
         storage.remove(f"{config.out}/report.json")  # it told of other steps
-        if marks.get(step.name) is not None:
-            marks.put(step.name, None)  # what is there may be half replaced when this ends early
         started = time.monotonic()
         step.make()
-        timings.put(step.name, round(time.monotonic() - started, 2))
-        marks.put(step.name, mark)
-        say(f"{step.name}: done in {timings.get(step.name):.0f} s")
-    report = _report(config, timings.values())
+        timings[step.name] = round(time.monotonic() - started, 2)
+        storage.write_json(timings_url, timings)
+        say(f"{step.name}: done in {timings[step.name]:.0f} s")
+    report = _report(config, timings)
     write_report(config.out, report)
     return report
 
 
-def _steps(this: Run, marks: _Record) -> list[Step]:
+def _steps(this: Run) -> list[Step]:
     config = this.config
     steps = []
     if config.data.synthetic is not None and config.data.interactions.startswith(f"{config.out}/raw/"):
-        steps.append(_synthetic(config, marks))
+        steps.append(_synthetic(config))
     steps += [_etl(this), _embedding(this)]
     for stage in STAGES:
         steps.append(_train(this, stage))
@@ -161,17 +159,22 @@ def left_mark(url: str) -> str | None:
     return str(left["mark"]) if left["content"] == read_manifest(url, "pad-dist run").content_hash() else None
 
 
-def _synthetic(config: Config, marks: _Record) -> Step:
+def _synthetic(config: Config) -> Step:
     settings = config.data.synthetic
     assert settings is not None
-    return Step(
-        "synthetic",
-        lambda: _digest(settings.model_dump(), config.seed),
-        lambda: marks.get("synthetic") if storage.exists(config.data.items) else None,
-        lambda: write_synthetic(
-            f"{config.out}/raw", events=settings.events, users=settings.users, items=settings.items, seed=config.seed
-        ),
-    )
+    raw = f"{config.out}/raw"
+    made_from = storage.join(raw, "made_from.json")
+    mark = _digest(settings.model_dump(), config.seed)
+
+    def make() -> None:
+        storage.remove(made_from)
+        write_synthetic(raw, events=settings.events, users=settings.users, items=settings.items, seed=config.seed)
+        storage.write_json(made_from, {"mark": mark})
+
+    def found() -> str | None:
+        return storage.read_json(made_from)["mark"] if storage.exists(made_from) else None
+
+    return Step("synthetic", lambda: mark, found, make)
 
 
 def _train(this: Run, stage: StageName) -> Step:
@@ -258,21 +261,3 @@ def _evaluation(config: Config, stage: StageName) -> dict[str, Any] | None:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-class _Record:
-    """A small JSON mapping on disk, published whole at every change."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._values: dict[str, Any] = storage.read_json(url) if storage.exists(url) else {}
-
-    def get(self, name: str) -> Any:
-        return self._values.get(name)
-
-    def put(self, name: str, value: Any) -> None:
-        self._values[name] = value
-        storage.write_json(self._url, self._values)
-
-    def values(self) -> dict[str, Any]:
-        return dict(self._values)

@@ -139,10 +139,6 @@ def test_a_second_run_does_nothing_and_reports_the_same(first: Ended, folder: Pa
 
 
 def test_a_changed_setting_redoes_what_depends_on_it(first: Ended, folder: Path) -> None:
-    # As if the launchers had trained the stages on a cluster: the run has no record of them.
-    record = folder / OUT / "steps.json"
-    marks = json.loads(record.read_text())
-    record.write_text(json.dumps({name: mark for name, mark in marks.items() if name not in STAGES}))
     changed = pad_dist(folder, "disentangle.epochs=2")
     assert changed.done.returncode == 0, changed.done.stderr[-4000:]
     assert changed.steps("start") == ["disentangle", "evaluate"]
