@@ -72,10 +72,9 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
     problems = [check for check in checks if not check.ok]
     if problems:
         raise UserError("; ".join(f"{check.name}: {check.found}, {check.fix}" for check in problems))
-    try:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {config.out} ({error.strerror}): choose another --out") from None
+    there = next(path for path in (Path(config.out).absolute(), *Path(config.out).absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"cannot write to {config.out}, {there} is no directory or read-only: choose another --out")
     # JSON is YAML too, and keeps a name such as 2024 a string.
     this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"))
     timings_url = f"{config.out}/timings.json"
