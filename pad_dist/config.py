@@ -41,6 +41,24 @@ class SyntheticConfig(Section):
     items: int = Field(1_500, ge=192)
 
 
+class SplitConfig(Section):
+    """Which events of a history are held out."""
+
+    kind: Literal["leave_one_out", "time"] = "leave_one_out"
+    """`leave_one_out`: validation on the last but one event of a user, test on the last. `time`: train before
+    `valid_from`; validation on a user's last event from there to `test_from`, test on the last one from then on."""
+    valid_from: float | None = None
+    test_from: float | None = None
+    """In the unit of the time column, Unix seconds where that holds dates."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.valid_from is not None and self.test_from is not None
+        if (self.kind == "time") != given or (given and not self.valid_from < self.test_from):  # type: ignore[operator]
+            raise ValueError("data.split.kind=time, and it alone, needs valid_from < test_from")
+        return self
+
+
 class DataConfig(Section):
     """Raw inputs and how histories are cut (METHOD, data and split)."""
 
@@ -55,9 +73,20 @@ class DataConfig(Section):
     """Keep events rated at least this; needs columns.rating."""
     min_interactions: int = Field(5, ge=3)
     """Users with fewer kept events are left out."""
+    min_item_interactions: int = Field(0, ge=0)
+    """Items with fewer kept events are left out, of the catalogue too; with `min_interactions` repeated until both
+    hold (k-core)."""
     max_history: int | None = Field(None, ge=3)
     """Histories up to this length stay whole; longer ones keep `keep_last`."""
     keep_last: int | None = Field(None, ge=3)
+    split: SplitConfig = SplitConfig()
+    erase_users: str = ""
+    """URL of user keys to forget (one column, named as columns.user): their events leave the new version."""
+    erase_items: str = ""
+    """URL of item keys to forget (one column, named as columns.item_key): key, text and events leave, the index stays
+    taken."""
+    incremental: bool = True
+    """Read only what is new since the last version; false reads every input again. Known items keep their index."""
     shards: int = Field(8, ge=1)
     """Number of sequence shards; fixed per dataset, so that reruns agree."""
     max_rejected_share: float = Field(0.01, ge=0, le=1)

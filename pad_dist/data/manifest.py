@@ -1,6 +1,6 @@
 """The manifest: the only thing a reader of a dataset or text table trusts.
 
-It is written last. It lists every file with rows, bytes and checksum, so that a
+It is written last and never changed. It lists every file with rows, bytes and checksum, so that a
 half-written, truncated or foreign file is noticed before it is read.
 """
 
@@ -47,10 +47,12 @@ class Manifest(BaseModel):
     groups: dict[str, list[FileEntry]]
     rejected: dict[str, int] = {}
     """Input rows set aside, by reason."""
+    lineage: dict[str, Any] = {}
+    """Where the content came from (see `pad_dist.data.lineage`); no part of the content."""
 
     def content_hash(self) -> str:
         """Hex digest of the content: equal exactly when counts, parameters and files are."""
-        text = json.dumps(self.model_dump(), sort_keys=True)
+        text = json.dumps(self.model_dump(exclude={"lineage"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

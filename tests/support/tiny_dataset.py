@@ -44,11 +44,14 @@ def write_tiny_dataset(directory: Path, sequences: Sequences, items: int, shards
             {
                 "user_key": [f"user-{row}" for row in rows],
                 "items": pa.array([sequences[row] for row in rows], pa.list_(pa.int64())),
+                "train": pa.array([len(sequences[row]) - 2 for row in rows], pa.int32()),
+                "valid": pa.array([len(sequences[row]) - 2 for row in rows], pa.int32()),
+                "test": pa.array([len(sequences[row]) - 1 for row in rows], pa.int32()),
             }
         )
         groups["sequences"].append(_write(directory, f"sequences/part-{number:05d}.parquet", table))
     counts = {"users": len(sequences), "items": items, "interactions": sum(map(len, sequences))}
-    write_manifest(str(directory), Manifest(counts=counts, parameters={}, groups=groups))
+    write_manifest(str(directory), Manifest(counts=counts, parameters={"item_map": [[items, f"tiny-{items}"]]}, groups=groups))
     return str(directory)
 
 

@@ -1,0 +1,44 @@
+"""What a dataset was made from: settings and input files, so that a rerun knows what is new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fsspec.core import has_magic
+
+from pad_dist import storage
+from pad_dist.config import DataConfig
+
+INPUTS = ("interactions", "items", "erase_users", "erase_items")
+"""Keys of `data` that name input files."""
+
+_NOT_CONTENT = {*INPUTS, "synthetic", "max_rejected_share", "incremental", "spark_master", "spark_conf"}
+
+
+def settings_of(data: DataConfig) -> dict[str, Any]:
+    """The settings that shape the content."""
+    return data.model_dump(mode="json", exclude=_NOT_CONTENT)
+
+
+def lineage_of(data: DataConfig) -> dict[str, Any]:
+    """{"urls": {input: URL as configured}, "inputs": {input: {file: mark}}, "settings": {...}}, as of now.
+
+    A file's mark changes when the file does.
+    """
+    urls = {name: getattr(data, name) for name in INPUTS}
+    return {
+        "urls": urls,
+        "inputs": {name: input_files(url) if url else {} for name, url in urls.items()},
+        "settings": settings_of(data),
+    }
+
+
+def input_files(url: str) -> dict[str, str]:
+    """Files that `url` (a file, a directory or a pattern) means now, each with a mark of its state.
+
+    Files whose name begins with `_` or `.` are no data (as for Spark).
+    """
+    fs, path = storage.filesystem(url)
+    found = sorted(map(str, fs.glob(path) if has_magic(path) else fs.find(path)))
+    data = [file for file in found if not file.rsplit("/", 1)[-1].startswith(("_", "."))]
+    return {str(fs.unstrip_protocol(file)): str(fs.ukey(file)) for file in data}
