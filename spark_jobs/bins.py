@@ -1,6 +1,7 @@
 """Frequency bins: items in order of popularity, cut into bins of equal interaction mass (METHOD, data and split).
 
-Everything here works on the histogram of frequencies, which is small: T
+Of items of equal frequency the lower key comes first. Everything here works on the
+histogram of frequencies, which is small: T
 interactions have fewer than sqrt(2 T) distinct frequencies, however many items.
 """
 
@@ -8,12 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 BINS = 10
-
-Ints = npt.NDArray[np.int64]
 
 
 def bin_cuts(histogram: Mapping[int, int]) -> list[int]:
@@ -44,34 +40,18 @@ def bin_cuts(histogram: Mapping[int, int]) -> list[int]:
     return cuts + [rank] * (BINS - len(cuts)) + [sum(histogram.values())]
 
 
-def first_ranks(histogram: Mapping[int, int]) -> dict[int, int]:
-    """Rank of the first item of each frequency in the popularity order."""
-    ranks, rank = {}, 0
-    for frequency in sorted(histogram, reverse=True):
-        ranks[frequency] = rank
-        rank += histogram[frequency]
-    return ranks
+def boundaries(histogram: Mapping[int, int], cuts: list[int]) -> list[tuple[int, int]]:
+    """First item of each bin after the first one, empty last bins left out.
 
-
-def cut_frequencies(histogram: Mapping[int, int], cuts: list[int]) -> list[int]:
-    """Frequencies whose items fall in more than one bin, so that ties must be broken."""
-    first = first_ranks(histogram)
-    return [f for f, items in histogram.items() if any(first[f] < cut < first[f] + items for cut in cuts)]
-
-
-def bins_of(frequencies: Ints, next_rank: dict[int, int], cuts: list[int]) -> Ints:
-    """Bins of consecutive items, in item_index order; advances `next_rank` of the frequencies it meets.
-
-    Among items of equal frequency the lower item_index has the lower rank.
-
-    Args:
-        frequencies: [n] train frequency of each item.
-        next_rank: frequency -> rank of its next item.
+    Returns:
+        (train frequency, place among the items of that frequency in key order) of each.
     """
-    bins = np.empty(len(frequencies), np.int64)
-    for frequency in np.unique(frequencies).tolist():
-        places = np.flatnonzero(frequencies == frequency)
-        ranks = next_rank[frequency] + np.arange(len(places))
-        next_rank[frequency] += len(places)
-        bins[places] = np.searchsorted(cuts[1:-1], ranks, side="right") + 1
-    return bins
+    found = []
+    for cut in cuts[1:-1]:
+        rank = 0
+        for frequency in sorted(histogram, reverse=True):
+            if cut < rank + histogram[frequency]:
+                found.append((frequency, cut - rank))
+                break
+            rank += histogram[frequency]
+    return found

@@ -1,105 +1,206 @@
-"""Raw events and a catalogue in; items, sequence shards and the manifest out.
+"""Raw events and a catalogue in; a new version of the dataset out: items, sequences, events and the manifest.
 
     spark-submit spark_jobs/build_sequences.py --config configs/demo.yaml [section.key=value ...]
 
-The same input gives the same bytes on any number of cores: order comes from keys,
-places from counts and shards from a checksum of the user, never from Spark's
-partitions. The dataset is built beside its place and moved in when it is whole.
+A rerun reads what is new and merges it into the events of the version before, so its
+cost grows with the new part; where that is not possible it reads everything. Either
+way the result is the same, and the same on any number of cores: order comes from
+keys, places from counts and shards from a checksum of the user, never from Spark's
+partitions. A version is published when it is whole; until then readers see the old one.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+import numpy as np
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pad_dist import storage
-from pad_dist.config import Config, DataConfig
-from pad_dist.data.manifest import Manifest, write_manifest
+from pad_dist.config import Config
+from pad_dist.data import versions
+from pad_dist.data.lineage import lineage_of, settings_of
+from pad_dist.data.manifest import Manifest, read_manifest, write_manifest
 from pad_dist.errors import UserError
-from spark_jobs.bins import bin_cuts, cut_frequencies, first_ranks
-from spark_jobs.inputs import Kind, absolute, admit, read_rows
-from spark_jobs.job import run_job
-from spark_jobs.shards import write_items, write_sequences
+from spark_jobs.histories import Rules
+from spark_jobs.inputs import absolute
+from spark_jobs.items import ItemMap, Keys, by_file, grown_map, known_items, persisted, read_frequencies, with_bins
+from spark_jobs.job import run_job, task_errors
+from spark_jobs.quality import write_quality
+from spark_jobs.rerun import Rerun, plan
+from spark_jobs.shards import FREQUENCIES, Before, write_items, write_shards
+from spark_jobs.sources import CORE, Build, Version, catalogue_of, erased_keys, events_of
 from spark_jobs.target import require_target
 
-ITEMS_PER_FILE = 262_144
-
-# Where a dataset's content comes from or how it is computed, not what it is.
-_NOT_CONTENT = {"interactions", "items", "max_rejected_share", "spark_master", "spark_conf"}
+_BROADCAST_ITEMS = 4_000_000
+"""Up to here the item map goes to every executor whole, which saves a shuffle of all events."""
+_LACKING = {
+    "train_users": "no user has two events to train on",
+    "valid_users": "no user has a validation target",
+    "test_users": "no user has a test target",
+}
 
 
 def build_sequences(config: Config, spark: SparkSession) -> Manifest:
-    """Build the dataset `config.dataset` from `config.data` and return its manifest.
+    """Publish a new version of the dataset `config.dataset`, unless nothing has changed; returns the manifest.
 
     Raises:
         UserError: input missing, unreadable, lacking a column, or with more
-            rejected rows than `data.max_rejected_share`; or nothing left of it; or
-            a build that would replace what is not of a dataset.
-            What was at `config.dataset` stays, but for its rejected/ rows.
+            rejected rows than `data.max_rejected_share`; nothing left of it; an
+            input that is another dataset's or changes while it is read; no space
+            left; or another build has published meanwhile. The version that was
+            current stays so.
     """
-    inputs = {"data.interactions": config.data.interactions, "data.items": config.data.items}
-    for setting, url in inputs.items():
-        if not url:
-            raise UserError(f"{setting} is not set: give the URL of a CSV, JSON lines or Parquet input")
-    dataset = absolute(config.dataset)
-    staging = f"{dataset.rstrip('/')}.staging"
-    require_target(dataset, staging, inputs)
-    storage.remove(staging)
+    data, dataset = config.data, absolute(config.dataset)
+    require_target(dataset, data)
+    before = _current(dataset)
+    now = lineage_of(data)
+    rerun = plan(before.manifest if before else None, before.id if before else None, now, data.incremental)
+    if rerun is None:
+        assert before is not None
+        print(f"version {before.id} is up to date", flush=True)
+        return before.manifest
+    print(rerun.why, flush=True)
+    version = versions.next_id(dataset)
+    url = versions.version_url(dataset, version)
     try:
-        with ExitStack() as cached:
-            manifest = _build(config.data, spark, dataset, staging, cached)
-        _publish(manifest, staging, dataset)
+        with ExitStack() as cached, task_errors(f"version {version} of {dataset}"):
+            manifest = _build(Build(data, spark, dataset, url, rerun, before, cached))
+        if lineage_of(data) != now:
+            raise UserError("an input file has changed while it was read: run the build again")
+        manifest = manifest.model_copy(update={"lineage": _lineage(now, rerun, version, before)})
+        write_quality(spark, url, manifest, before.url if before else None)
+        write_manifest(url, manifest)
+        versions.publish(dataset, version, before.id if before else None)
     finally:
-        storage.remove(staging)
+        if version not in versions.published(dataset):
+            storage.remove(url)
     return manifest
 
 
-def _build(data: DataConfig, spark: SparkSession, dataset: str, staging: str, cached: ExitStack) -> Manifest:
-    columns = data.columns
-    fields: dict[str, tuple[str, Kind]] = {
-        "user_key": (columns.user, "key"),
-        "item_key": (columns.item, "key"),
-        "time": (columns.time, "number"),
-    }
-    if data.min_rating is not None and columns.rating is not None:
-        fields["rating"] = (columns.rating, "number")
-    titled: dict[str, tuple[str, Kind]] = {"item_key": (columns.item_key, "key"), "text": (columns.text, "text")}
-    raw_events = read_rows(spark, data.interactions, fields)
-    raw_items = read_rows(spark, data.items, titled, multi_line=True)
-    aside = storage.join(dataset, "rejected")
-    events = admit(raw_events, data.interactions, "interactions", data.max_rejected_share, aside)
-    catalogue = admit(raw_items, data.items, "items", data.max_rejected_share, aside)
+def _current(dataset: str) -> Version | None:
+    version = versions.current(dataset)
+    if version is None:
+        return None
+    url = versions.version_url(dataset, version)
+    return Version(version, url, read_manifest(url, "pad-dist run --config CONFIG"))
 
-    kept = _cached(histories(events.rows, data), cached)
-    if kept.isEmpty():
-        raise UserError(_why_empty(events.rows, events.read, events.rejected.total(), data))
-    items = _indexed(_cached(_catalogue(catalogue.rows, kept), cached))
-    histogram, duplicates = _popularity(items)
-    cuts = bin_cuts(histogram)
-    ranks = _ranks_by_file(items, histogram, cuts)
-    by_file = items.repartitionById(len(ranks), F.col("file")).sortWithinPartitions("item_index")
-    item_files, untitled = write_items(by_file, staging, ranks, cuts)
 
-    by_shard = (
-        kept.join(items.select("item_key", "item_index"), "item_key")
-        .repartitionById(data.shards, shard_of(F.col("user_key"), data.shards))
-        .sortWithinPartitions("user_key", "position")
+def _lineage(now: dict[str, Any], rerun: Rerun, version: str, before: Version | None) -> dict[str, Any]:
+    inputs = now["inputs"]
+    if rerun.grow and before is not None:
+        # Also what is gone from the input: its events are in the dataset.
+        inputs = inputs | {"interactions": before.manifest.lineage["inputs"]["interactions"] | inputs["interactions"]}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    grown_from = before.id if before else None
+    return now | {"inputs": inputs, "version": version, "grown_from": grown_from, "created": created}
+
+
+def _build(build: Build) -> Manifest:
+    """Write every file of the version; the manifest is without lineage."""
+    data, cached = build.data, build.cached
+    events, seen, event_counts, event_rejects = events_of(build)
+    listed, item_counts, item_rejects = catalogue_of(build)
+    erased_items = erased_keys(build, data.erase_items, data.columns.item_key)
+    erased_users = erased_keys(build, data.erase_users, data.columns.user)
+    wanted = seen if data.min_item_interactions else seen.union(listed.select("item_key")).distinct()
+    history = build.before.manifest.parameters["item_map"] if build.before else []
+    places = grown_map(_known(build, erased_items), history, _without(wanted, erased_items), cached)
+
+    before = _before(build, erased_items, places)
+    event_files, sequence_files, counts = write_shards(
+        _by_shard(build, events, places), build.url, before, erased_users, Rules.of(data)
     )
-    sequence_files, interactions = write_sequences(by_shard, staging)
+    if not sequence_files or not counts["interactions"]:
+        raise UserError(_why_empty(build, events, event_counts, event_rejects.total()))
+    for name, lacking in _LACKING.items():
+        if not counts[name]:
+            raise UserError(f"{lacking}: check data.split and data.min_interactions")
+    rows, cuts = with_bins(persisted(_with_frequency(build, places, listed, seen), cached))
+    item_files, untitled = write_items(by_file(rows, places.items), build.url)
+    for scratch in (FREQUENCIES, CORE):
+        storage.remove(storage.join(build.url, scratch))
     return Manifest(
         counts={
             "users": sum(file.rows for file in sequence_files),
-            "items": sum(file.rows for file in item_files),
-            "interactions": interactions,
-            "raw_events": events.read,
-            "items_without_text": untitled,
-            "duplicate_item_rows": duplicates,
+            "items": places.items,
+            **counts,
+            **untitled,
+            **event_counts,
+            **item_counts,
         },
-        parameters=data.model_dump(mode="json", exclude=_NOT_CONTENT) | {"split": "leave_one_out", "bin_cuts": cuts},
-        groups={"items": item_files, "sequences": sequence_files},
-        rejected=dict(sorted((events.rejected + catalogue.rejected).items())),
+        parameters=settings_of(data) | {"bin_cuts": cuts, "item_map": places.history},
+        groups={"items": item_files, "sequences": sequence_files, "events": event_files},
+        rejected=dict(sorted((event_rejects + item_rejects).items())),
+    )
+
+
+def _known(build: Build, erased: list[str]) -> DataFrame:
+    """Items of the version before, erased ones without key and text: item_key, item_index, text."""
+    if build.before is None:
+        return build.spark.createDataFrame([], "item_key string, item_index long, text string")
+    rows = known_items(build.spark, build.before.url, build.before.manifest.groups["items"])
+    if erased:
+        gone = build.spark.createDataFrame([(key, True) for key in erased], "item_key string, gone boolean")
+        rows = rows.join(F.broadcast(gone), "item_key", "left").select(
+            F.when(F.col("gone"), "").otherwise(F.col("item_key")).alias("item_key"),
+            "item_index",
+            F.when(F.col("gone").isNull(), F.col("text")).alias("text"),
+        )
+    return persisted(rows, build.cached)
+
+
+def _without(keys: DataFrame, erased: list[str]) -> DataFrame:
+    if not erased:
+        return keys
+    gone = keys.sparkSession.createDataFrame([(key,) for key in erased], "item_key string")
+    return keys.join(F.broadcast(gone), "item_key", "left_anti")
+
+
+def _before(build: Build, erased: list[str], places: ItemMap) -> Before | None:
+    """The events to start from; None if every event is read again."""
+    if not build.rerun.grow or build.before is None:
+        return None
+    version = build.before
+    keys = Keys(version.url, version.manifest.groups["items"], places.added)
+    # Also those that an earlier version has erased: they have no events any more.
+    gone = places.rows.where(F.col("item_key") == "").select("item_index").collect() if erased else []
+    return Before(version.url, version.manifest.groups["events"], keys, np.array([row[0] for row in gone], np.int64))
+
+
+def _by_shard(build: Build, events: DataFrame, places: ItemMap) -> DataFrame:
+    """The new events with item_index, each shard a partition, sorted; and one row without user in each shard."""
+    places_of = places.rows.select("item_key", "item_index")
+    if places.items <= _BROADCAST_ITEMS:
+        places_of = F.broadcast(places_of)
+    rows = events.join(places_of, "item_key").withColumn("shard", shard_of(F.col("user_key"), build.data.shards))
+    every = build.spark.range(build.data.shards).select(F.col("id").cast("int").alias("shard"))
+    return (
+        rows.unionByName(every, allowMissingColumns=True)
+        .repartitionById(build.data.shards, F.col("shard"))
+        .sortWithinPartitions("user_key", "time", "item_key")
+    )
+
+
+def _with_frequency(build: Build, places: ItemMap, listed: DataFrame, seen: DataFrame) -> DataFrame:
+    """Every item: item_key, item_index, text (or null), train_frequency, active."""
+    counted = read_frequencies(build.spark, build.url, build.data.shards)
+    frequency = counted.groupBy("item_index").agg(F.sum("train_frequency").alias("train_frequency"))
+    texts = listed.withColumnRenamed("text", "listed_text")
+    rows = places.rows.join(texts, "item_key", "left").join(frequency, "item_index", "left")
+    active = F.col("item_key") != ""
+    if build.data.min_item_interactions:
+        rows = rows.join(seen.withColumn("in_core", F.lit(True)), "item_key", "left")
+        active &= F.col("in_core").isNotNull()
+    return rows.select(
+        "item_key",
+        "item_index",
+        F.coalesce("listed_text", "text").alias("text"),
+        F.coalesce("train_frequency", F.lit(0)).alias("train_frequency"),
+        active.alias("active"),
     )
 
 
@@ -108,91 +209,19 @@ def shard_of(user_key: Column, shards: int) -> Column:
     return (F.crc32(user_key) % shards).cast("int")
 
 
-def histories(events: DataFrame, data: DataConfig) -> DataFrame:
-    """Kept events: user_key, item_key, position (order in the history), train (not one of the last two)."""
-    if data.min_rating is not None:
-        events = events.where(F.col("rating") >= data.min_rating)
-    user = Window.partitionBy("user_key")
-    length = F.count("*").over(user)
-    # Equal times are ordered by item, as the order of the input is no order; position is then unique.
-    position = F.row_number().over(user.orderBy("time", "item_key"))
-    events = events.select("user_key", "item_key", position.alias("position"), length.alias("length"))
-    kept = F.col("length") >= data.min_interactions
-    if data.max_history is not None and data.keep_last is not None:
-        kept &= (F.col("length") <= data.max_history) | (F.col("position") > F.col("length") - data.keep_last)
-    train = F.col("position") <= F.col("length") - 2
-    return events.where(kept).select("user_key", "item_key", "position", train.alias("train"))
-
-
-def _catalogue(listed: DataFrame, kept: DataFrame) -> DataFrame:
-    """Every listed or seen item once, in item_key order: item_key, text (or null), duplicates, train_frequency."""
-    # Of several rows of one item the first text in sorted order stays; a blank one never wins over a text.
-    text = F.min(F.when(F.trim("text") != "", F.col("text"))).alias("text")
-    once = listed.groupBy("item_key").agg(text, (F.count("*") - 1).alias("duplicates"))
-    seen = kept.groupBy("item_key").agg(F.sum(F.col("train").cast("long")).alias("train_frequency"))
-    return once.join(seen, "item_key", "full").fillna(0, ["duplicates", "train_frequency"]).orderBy("item_key")
-
-
-def _indexed(items: DataFrame) -> DataFrame:
-    """Adds item_index (1..N in the order of `items`, which must be cached) and its file."""
-    partition = F.spark_partition_id()
-    counts = {row.partition: row["count"] for row in items.groupBy(partition.alias("partition")).count().collect()}
-    offsets = [0]
-    for number in range(max(counts)):
-        offsets.append(offsets[-1] + counts.get(number, 0))
-    # The lower 33 bits of this id are the row's place in its partition.
-    place = F.monotonically_increasing_id().bitwiseAND((1 << 33) - 1)
-    offset = F.array(*[F.lit(offset).cast("long") for offset in offsets])[partition]
-    indexed = items.withColumn("item_index", offset + place + 1)
-    return indexed.withColumn("file", F.floor((F.col("item_index") - 1) / ITEMS_PER_FILE).cast("int"))
-
-
-def _popularity(items: DataFrame) -> tuple[dict[int, int], int]:
-    """Histogram of the train frequencies, and the number of duplicate catalogue rows."""
-    rows = items.groupBy("train_frequency").agg(F.count("*"), F.sum("duplicates")).collect()
-    return {frequency: count for frequency, count, _ in rows}, sum(duplicates for _, _, duplicates in rows)
-
-
-def _ranks_by_file(items: DataFrame, histogram: dict[int, int], cuts: list[int]) -> list[dict[int, int]]:
-    """Per file: train frequency -> popularity rank of its first item there, exact where a cut divides equals."""
-    divided = items.where(F.col("train_frequency").isin(cut_frequencies(histogram, cuts)))
-    counts: dict[int, dict[int, int]] = {}
-    for row in divided.groupBy("file", "train_frequency").count().collect():
-        counts.setdefault(row.file, {})[row.train_frequency] = row["count"]
-    files = -(-sum(histogram.values()) // ITEMS_PER_FILE)
-    ranks = [first_ranks(histogram)]
-    for file in range(files - 1):
-        ranks.append(ranks[-1] | {f: ranks[-1][f] + items for f, items in counts.get(file, {}).items()})
-    return ranks
-
-
-def _cached(frame: DataFrame, cached: ExitStack) -> DataFrame:
-    cached.callback(frame.unpersist)
-    return frame.persist()
-
-
-def _why_empty(events: DataFrame, read: int, rejected: int, data: DataConfig) -> str:
-    left = read - rejected
-    text = f"no history is left of {data.interactions}: {read} events read, {rejected} of them unreadable"
+def _why_empty(build: Build, events: DataFrame, counts: dict[str, int], rejected: int) -> str:
+    data = build.data
+    text = (
+        f"no history is left of {data.interactions}: {counts['raw_events']} events read, {rejected} of them unreadable"
+    )
+    left = counts["raw_events"] - rejected
     if left and data.min_rating is not None:
-        events = events.where(F.col("rating") >= data.min_rating)
-        left = events.count()
+        left -= counts["below_min_rating"]
         text += f", {left} left by data.min_rating={data.min_rating:g}"
     if left:
-        longest = events.groupBy("user_key").count().agg(F.max("count")).collect()[0][0]
+        longest = events.groupBy("user_key").count().agg(F.max("count")).collect()[0][0] or 0
         text += f", 0 left by data.min_interactions={data.min_interactions} (the longest history has {longest} events)"
     return text
-
-
-def _publish(manifest: Manifest, staging: str, dataset: str) -> None:
-    """Move the built directories into place; the dataset has no manifest until all are."""
-    storage.remove(storage.join(dataset, "manifest.json"))
-    fs, place = storage.filesystem(dataset)
-    fs.makedirs(place, exist_ok=True)
-    for name in manifest.groups:
-        storage.remove(storage.join(dataset, name))
-        fs.mv(f"{storage.filesystem(staging)[1]}/{name}", f"{place}/{name}", recursive=True)
-    write_manifest(dataset, manifest)
 
 
 def main(arguments: list[str] | None = None) -> None:

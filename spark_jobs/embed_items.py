@@ -1,173 +1,205 @@
-"""Item texts to language-model vectors: `<dataset>/text/`, float16 (METHOD, text).
+"""Item texts to language-model vectors, for the current version of a dataset (METHOD, text).
 
     spark-submit spark_jobs/embed_items.py --config configs/demo.yaml [section.key=value ...]
 
-One output file holds a fixed range of `text.rows_per_shard` item indices and is the
-unit of work, so its content does not depend on executors or partitions. A row keeps
-the hash of its text and model: rows that a previous run left in the same file are
-taken over, so an interrupted run goes on and a changed text costs one row. Indices
-follow the sorted item keys: a new item moves all later ones up by one, and a row
-that so comes into the next file is embedded again.
+A range of `text.rows_per_shard` items is one file and the unit of work (see
+`spark_jobs.text_shards`), so the content does not depend on executors or partitions.
+What exists is kept: a rerun, of an interrupted job or of a dataset that has grown,
+gives the model only texts that no file holds yet. With `text.reduce` or int8 rows a
+second pass makes that form of the raw vectors, which stay.
+
+A task that Spark gives a GPU (spark.task.resource.gpu.amount) runs the model there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import gc
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pyspark import TaskContext
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pad_dist import storage
 from pad_dist.config import Config, TextConfig
-from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file, write_manifest
-from pad_dist.data.text_table import BUILD_COMMAND, text_url, vectors
+from pad_dist.data import versions
+from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file
+from pad_dist.data.text_table import BUILD_COMMAND, TEXT, manifest_url, read_text_manifest, recipe_name
 from pad_dist.errors import UserError
 from spark_jobs.inputs import absolute
 from spark_jobs.job import run_job
-from spark_jobs.text_encoder import load_encoder, model_revision
+from spark_jobs.text_encoder import model_revision
+from spark_jobs.text_reduction import Sums, fit, in_sample, load_reduction, save_reduction, sums_of
+from spark_jobs.text_shards import Shard, Source, convert_shard, digest_of, embed_range, raw_rows
 
 _MAX_TASKS = 10_000
+_FIT_TASKS = 4
+"""Fixed, so that sums are added in one order; the driver holds the moments of each, 8 dim^2 bytes."""
 
 
 def embed_items(config: Config, spark: SparkSession) -> Manifest:
-    """Embed every item of `config.dataset` and return the manifest of `<dataset>/text`.
+    """Give every item of `config.dataset` (a root or a version) its vector; returns the text manifest.
+
+    Groups: "text" (what training reads), "raw" and "reduction" (where the form of the
+    vectors differs from the model's). `lineage["embedded"]` counts the texts that the
+    model was given this time.
 
     Raises:
-        UserError: no dataset, a file that differs from its manifest, or a model that
-            cannot be loaded.
+        UserError: no dataset, a file that differs from its manifest, a model that cannot be
+            loaded or that changed under the same name, or a store that fails.
     """
-    dataset_url = absolute(config.dataset)
-    dataset = read_manifest(dataset_url, BUILD_COMMAND)
-    url, items, rows = text_url(dataset_url), dataset.counts["items"], config.text.rows_per_shard
-    recipe = {
-        "model": config.text.model,
-        "gguf_file": config.text.gguf_file,
-        "revision": model_revision(config.text),
-        "pooling": config.text.pooling,
-        "bidirectional": config.text.bidirectional,
-        "max_tokens": config.text.max_tokens,
-    }
-    # Until the new manifest is there, nothing may vouch for a half-replaced table.
-    storage.remove(storage.join(url, "manifest.json"))
-    shards = -(-items // rows)
-    done = spark.sparkContext.accumulator(0)
-    sources = dataset.groups["items"]
     text = config.text
+    version = versions.resolve(absolute(config.dataset))
+    root = versions.root_of(version)
+    dataset = read_manifest(version, BUILD_COMMAND)
+    revision = model_revision(text)
+    before = _last_manifest(root, version, text)
+    if before:
+        _check_same_model(before, text, revision)
+    source = Source(root, version, tuple(dataset.groups["items"]), text, revision, _present(root))
+    items, size = dataset.counts["items"], text.rows_per_shard
 
-    def embed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for shard in (int(number) for batch in batches for number in batch.column("id").to_pylist()):
-            entry, dim = _embed_shard(dataset_url, sources, shard, min(rows, items - shard * rows), text, recipe)
-            done.add(entry.rows)
-            yield pa.RecordBatch.from_pylist([{"entry": entry.model_dump_json(), "dim": dim}])
+    def embed(number: int) -> Shard:
+        first = 1 + number * size
+        shard = embed_range(source, first, min(first + size, items + 1), _claim_device())
+        # Spark's worker collects garbage after each task: 0.1 s for the objects of a loaded model.
+        gc.freeze()
+        return shard
 
-    tasks = spark.range(0, shards, 1, min(shards, _MAX_TASKS))
+    shards = _shards(spark, "embed", embed, -(-items // size), items)
+    embedded = sum(shard.embedded for shard in shards)
+    groups = {TEXT: [shard.entry for shard in shards]}
+    if text.reduce.kind != "none" or text.dtype != "float16":
+        raw, reduction, fitted = groups[TEXT], None, None
+        if text.reduce.kind != "none":
+            fitted = _reduction(spark, source, raw, shards[0].dim, before)
+            reduction = load_reduction(storage.join(root, fitted.path))
+            groups["reduction"] = [fitted]
+        recipe = [source.recipe, text.dtype, fitted and fitted.sha256]
+
+        def convert(number: int) -> Shard:
+            return convert_shard(root, raw[number], recipe, reduction, text.dtype)
+
+        shards = _shards(spark, "convert", convert, len(raw), items)
+        groups |= {"raw": raw, TEXT: [shard.entry for shard in shards]}
+    manifest = Manifest(
+        counts={"items": items, "dim": shards[0].dim},
+        parameters={
+            **source.recipe,
+            "reduce": text.reduce.model_dump(mode="json"),
+            "dtype": text.dtype,
+            "dataset": dataset.content_hash(),
+        },
+        groups=groups,
+        lineage={"embedded": embedded},
+    )
+    storage.write_json(manifest_url(version, text), manifest.model_dump())
+    return manifest
+
+
+def _last_manifest(root: str, version: str, text: TextConfig) -> Manifest | None:
+    """The manifest under this recipe of the newest version that has one."""
+    published = [versions.version_url(root, name) for name in reversed(versions.published(root))]
+    urls = [manifest_url(url, text) for url in published or [version]]
+    found = next((url for url in urls if storage.exists(url)), None)
+    return read_text_manifest(found) if found else None
+
+
+def _check_same_model(before: Manifest, text: TextConfig, revision: str) -> None:
+    known = before.parameters["revision"]
+    if known != revision:
+        raise UserError(
+            f"text.model={text.model} is revision {revision} now, the vectors in {recipe_name(text)} are of {known}: "
+            f"vectors of two models do not mix, set text.revision={revision} to embed everything anew"
+        )
+
+
+def _present(root: str) -> tuple[str, ...]:
+    """Names of the files in `<root>/text`."""
+    fs, path = storage.filesystem(storage.join(root, TEXT))
+    fs.invalidate_cache()
+    files = fs.ls(path, detail=False) if fs.isdir(path) else []
+    return tuple(sorted(str(file).rsplit("/", 1)[-1] for file in files))
+
+
+def _reduction(
+    spark: SparkSession, source: Source, raw: list[FileEntry], dim: int, before: Manifest | None
+) -> FileEntry:
+    """The file of the dataset's reduction, fitted where there is none yet."""
+    reduce = source.text.reduce
+    path = f"{TEXT}/reduction-{digest_of(source.recipe, reduce.model_dump())[:8]}.safetensors"
+    url = storage.join(source.root, path)
+    if before:
+        verify_file(source.root, before.groups["reduction"][0])
+    elif not storage.exists(url):
+        save_reduction(url, fit(_moments(spark, source.root, raw, dim, reduce.sample_rows), reduce))
+    fs, plain = storage.filesystem(url)
+    return FileEntry(path=path, rows=dim, bytes=fs.size(plain), sha256=storage.sha256(url))
+
+
+def _moments(spark: SparkSession, root: str, raw: list[FileEntry], dim: int, sample_rows: int) -> Sums:
+    """Moments of a sample of about `sample_rows` rows that have a text."""
+    share = sample_rows / sum(entry.rows for entry in raw)
+    parts = np.array_split(np.arange(len(raw)), min(_FIT_TASKS, len(raw)))
+
+    def sampled(entry: FileEntry) -> NDArray[np.float16]:
+        hashes, rows = raw_rows(root, entry)
+        return rows[in_sample(hashes, share) & rows.any(axis=1)]
+
+    def work(part: int) -> dict[str, Any]:
+        sums = sums_of((sampled(raw[number]) for number in parts[part]), dim)
+        return {"rows": sums.rows, "total": sums.total.tobytes(), "products": sums.products.tobytes()}
+
+    found = _run(spark, work, len(parts), "rows long, total binary, products binary")
+    return Sums(
+        sum(row.rows for row in found),
+        np.sum([np.frombuffer(row.total) for row in found], axis=0),
+        np.sum([np.frombuffer(row.products).reshape(dim, dim) for row in found], axis=0),
+    )
+
+
+def _shards(spark: SparkSession, label: str, work: Callable[[int], Shard], count: int, items: int) -> list[Shard]:
+    """`work(0)`, `work(1)` ... in executors, with progress."""
+    done = spark.sparkContext.accumulator(0)
+
+    def counted(number: int) -> dict[str, Any]:
+        shard = work(number)
+        done.add(shard.entry.rows)
+        return {"shard": shard.model_dump_json()}
+
+    with _progress(label, items, lambda: int(done.value)):
+        return [Shard.model_validate_json(row.shard) for row in _run(spark, counted, count, "shard string")]
+
+
+def _run(spark: SparkSession, work: Callable[[int], dict[str, Any]], count: int, schema: str) -> list[Row]:
+    """Rows of `work(0)`, `work(1)` ... in that order.
+
+    Raises:
+        UserError: that a task raised.
+    """
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for number in (int(value) for batch in batches for value in batch.column("id").to_pylist()):
+            yield pa.RecordBatch.from_pylist([{"id": number, **work(number)}])
+
     try:
-        with _progress(items, lambda: int(done.value)):
-            results = tasks.mapInArrow(embed, "entry string, dim long").collect()
+        rows = spark.range(0, count, 1, min(count, _MAX_TASKS)).mapInArrow(run, f"id long, {schema}").collect()
     except PySparkException as error:
         if told := re.search(r"UserError: (.*)", str(error)):
             raise UserError(told[1]) from None
         raise
-    entries = sorted(
-        (FileEntry.model_validate_json(row.entry) for row in results), key=lambda entry: entry.first_index or 0
-    )
-    manifest = Manifest(
-        counts={"items": items, "dim": results[0].dim},
-        parameters={**recipe, "dataset": dataset.content_hash()},
-        groups={"text": entries},
-    )
-    write_manifest(url, manifest)
-    return manifest
-
-
-def _embed_shard(
-    dataset_url: str, sources: list[FileEntry], shard: int, rows: int, config: TextConfig, recipe: dict[str, Any]
-) -> tuple[FileEntry, int]:
-    """Make one output file, in an executor; returns its entry and the width of its vectors."""
-    first = 1 + shard * config.rows_per_shard
-    texts = _texts(dataset_url, sources, first, first + rows)
-    prefix = json.dumps(recipe, sort_keys=True)
-    hashes = [hashlib.sha256(f"{prefix}\n{text}".encode()).hexdigest() for text in texts]
-    name = f"part-{shard:05d}.parquet"
-    path = storage.join(text_url(dataset_url), name)
-    present, table = _present_rows(path)
-    known = dict(zip(present, table, strict=True))
-    missing = [i for i, key in enumerate(hashes) if key not in known]
-    if missing:
-        vector_of = load_encoder(config, recipe["revision"], _claim_device()).encode([texts[i] for i in missing])
-        known.update(zip((hashes[i] for i in missing), vector_of.astype(np.float16), strict=True))
-    if present != hashes:
-        table = np.stack([known[key] for key in hashes])
-        _write_rows(path, first, table, hashes)
-    fs, plain = storage.filesystem(path)
-    entry = FileEntry(path=name, rows=rows, bytes=fs.size(plain), sha256=storage.sha256(path), first_index=first)
-    return entry, table.shape[1]
-
-
-def _texts(dataset_url: str, sources: list[FileEntry], start: int, stop: int) -> list[str]:
-    """Texts of item_index start..stop-1, from the files that overlap the range."""
-    texts: list[str] = []
-    for source in sources:
-        first = source.first_index or 1
-        if first < stop and start < first + source.rows:
-            found = _source_texts(dataset_url, source)
-            texts += found[max(start - first, 0) : stop - first]
-    if len(texts) != stop - start:
-        raise UserError(f"{dataset_url} lists no texts for items {start}..{stop - 1}: run `{BUILD_COMMAND}` again")
-    return texts
-
-
-@lru_cache(maxsize=1)
-def _source_texts(dataset_url: str, source: FileEntry) -> list[str]:
-    """Texts of one items file; neighbouring shards read the same file, so the last one is kept."""
-    verify_file(dataset_url, source)
-    fs, path = storage.filesystem(storage.join(dataset_url, source.path))
-    with fs.open(path, "rb") as file:
-        table = pq.read_table(file, columns=["item_index", "text"])
-    first = source.first_index or 1
-    if not np.array_equal(table["item_index"].to_numpy(), np.arange(first, first + source.rows)):
-        raise UserError(f"{path} does not hold items {first}..{first + source.rows - 1}: run `{BUILD_COMMAND}` again")
-    texts: list[str] = table["text"].to_pylist()
-    return texts
-
-
-def _present_rows(path: str) -> tuple[list[str], NDArray[np.float16]]:
-    """Hashes and vectors that an earlier run left at `path`; none if it is absent or fails its page checksums."""
-    if storage.exists(path):
-        fs, plain = storage.filesystem(path)
-        try:
-            with fs.open(plain, "rb") as file:
-                table = pq.ParquetFile(file, page_checksum_verification=True).read()
-            return table["content_hash"].to_pylist(), vectors(table["embedding"])
-        except (pa.ArrowException, OSError, KeyError):
-            pass  # a damaged file is made again
-    return [], np.empty((0, 0), np.float16)
-
-
-def _write_rows(path: str, first: int, table: NDArray[np.float16], hashes: list[str]) -> None:
-    columns = {
-        "item_index": pa.array(np.arange(first, first + len(table), dtype=np.int64)),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(table.reshape(-1)), table.shape[1]),
-        "content_hash": pa.array(hashes, pa.string()),
-    }
-    with storage.atomic_writer(path) as file:
-        pq.write_table(pa.table(columns), file, compression="zstd", write_page_checksum=True)
+    return sorted(rows, key=lambda row: int(row.id))
 
 
 def _claim_device() -> str:
@@ -181,12 +213,12 @@ def _claim_device() -> str:
 
 
 @contextmanager
-def _progress(total: int, done: Callable[[], int]) -> Iterator[None]:
+def _progress(label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
     """Items done, items/s and time left on stderr, from tasks that have ended."""
     columns = [BarColumn(), MofNCompleteColumn(), TextColumn("items, {task.fields[rate]:.0f}/s"), TimeRemainingColumn()]
     stop = threading.Event()
-    with Progress("embed", *columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("embed", total=total, rate=0.0)
+    with Progress(label, *columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total, rate=0.0)
 
         def show() -> None:
             progress.update(task, completed=done(), rate=done() / (progress.tasks[task].elapsed or 1.0))
@@ -212,8 +244,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _embed_and_tell(config: Config, spark: SparkSession) -> str:
     manifest = embed_items(config, spark)
-    counts, content = manifest.counts, manifest.content_hash()[:12]
-    return f"{text_url(config.dataset)}: {counts['items']:,} x {counts['dim']} (content {content})"
+    counts, embedded = manifest.counts, manifest.lineage["embedded"]
+    return (
+        f"{config.dataset}: text table {recipe_name(config.text)}, {counts['items']:,} x {counts['dim']}, "
+        f"{embedded:,} texts embedded now (content {manifest.content_hash()[:12]})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read CSV, JSON lines or Parquet of events and items into typed columns.
+"""Events, catalogue and erasure lists as typed columns, whatever files they come in.
 
 A row that cannot be used is kept, with the reason in column `rejected`, so that
 the caller counts it and sets it aside instead of losing it.
@@ -7,234 +7,249 @@ the caller counts it and sets it aside instead of losing it.
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from os.path import abspath
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Literal
 
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pad_dist import storage
+from pad_dist.config import DataConfig, InputFormat
+from pad_dist.data.lineage import input_files
 from pad_dist.errors import UserError
+from spark_jobs.damage import absolute, missing, reading
+from spark_jobs.formats import CORRUPT, column, load
+from spark_jobs.item_text import joined_text, text_columns
 
-Kind = Literal["key", "number", "text"]
-Format = Literal["csv", "json", "parquet"]
-FORMATS: dict[str, Format] = {"csv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet"}
+__all__ = ["absolute", "check_rejected", "read_catalogue", "read_events", "read_keys", "reading", "set_aside"]
 
 MOST_SET_ASIDE = 10_000
 """Rejected rows written out per input; all are counted."""
 
-_CORRUPT = "_corrupt_record"
-_SAMPLED_LINES = 1000
-_NUMBERS = (T.NumericType, T.StringType, T.TimestampType, T.TimestampNTZType, T.DateType)
+_UNITS: dict[Literal["s", "ms", "us"], float] = {"s": 1.0, "ms": 1e3, "us": 1e6}
+_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
+_FAR = 1e11
+"""Seconds to the year 5138, milliseconds to 1973: no unit has both a smaller and a larger time of our age."""
+
+_DATES = (T.TimestampType, T.TimestampNTZType, T.DateType)
+_KEYS = (T.StringType, T.IntegralType, T.BinaryType)
+_NUMBERS = (T.NumericType, T.StringType)
+
+Fields = dict[str, Column]
+Reasons = list[tuple[Column, str]]
 
 
-def read_rows(
-    spark: SparkSession, url: str, fields: Mapping[str, tuple[str, Kind]], multi_line: bool = False
-) -> DataFrame:
-    """Rows of `url` as columns `fields`, `rejected` (reason or null) and `row` (the source row as text).
+def read_events(spark: SparkSession, data: DataConfig, files: Sequence[str]) -> DataFrame:
+    """One row per event: user_key, item_key, time (s), rating (only with `data.min_rating`), rejected, row.
+
+    `rejected` is the reason or null, `row` the source row as text; what a caller
+    does not select is not computed.
 
     Args:
-        fields: output name -> (source column, kind). A `key` becomes a non-blank
-            string, a `number` a finite double (dates and times: Unix seconds), a
-            `text` a string that may be null.
-        multi_line: quoted CSV values may hold line breaks; a file is then read by one task.
+        files: those of `pad_dist.data.lineage.input_files(data.interactions)` to read.
 
     Raises:
-        UserError: missing or unreadable file, missing column, unknown extension,
-            or a column that cannot hold numbers.
+        UserError: see `spark_jobs.formats.load`; or a column cannot hold what it should.
     """
+    url, columns = data.interactions, data.columns
+    rating = columns.rating if data.min_rating is not None else None
+    needed = [columns.user, columns.item, columns.time, *([rating] if rating else [])]
+    if not _any(url, files):
+        return spark.createDataFrame(
+            [], f"user_key string, item_key string, time double, {'rating double, ' if rating else ''}{_LAST}"
+        )
+    if data.time_format is not None:
+        _check_time_format(spark, data.time_format)
     with reading(url):
-        frame = _load(spark, url, [source for source, _ in fields.values()], multi_line)
-    corrupt = F.col(_CORRUPT) if _CORRUPT in frame.columns else F.lit(None).cast("string")
-    reason = F.when(corrupt.isNotNull(), "line is corrupt")
-    columns: dict[str, Column] = {}
-    for name, (source, kind) in fields.items():
-        column = _column(source)
-        if kind == "number":
-            columns[name] = _number(column, frame.schema[source].dataType, source, url)
-            reason = reason.when(_blank(column), f"{source} is blank")
-            # NaN is greater than any number in Spark, so one comparison refuses it and both infinities.
-            reason = reason.when(
-                columns[name].isNull() | (F.abs(columns[name]) >= float("inf")), f"{source} is not a number"
-            )
-        else:
-            columns[name] = column.cast("string")
-        if kind == "key":
-            reason = reason.when(_blank(column), f"{source} is blank")
-    whole_row = F.to_json(F.struct(*[_column(name) for name in frame.columns if name != _CORRUPT]))
+        frames = []
+        for frame in load(spark, url, files, data.events_format, needed):
+            user, item = (_key(frame, name, url) for name in (columns.user, columns.item))
+            time, misread = _time(frame, data)
+            fields = {"user_key": user, "item_key": item, "time": time}
+            reasons = [*_blanks([columns.user, columns.item, columns.time]), *misread]
+            if rating:
+                fields["rating"] = _number(frame, rating, url)
+                reasons += [*_blanks([rating]), (_unusable(fields["rating"]), f"{rating} is not a number")]
+            rows = _rows(frame, fields, reasons)
+            frames.append(_one_per_entry(rows, columns.item_pattern) if columns.item_pattern else rows)
+    return reduce(DataFrame.unionByName, frames)
+
+
+def read_catalogue(spark: SparkSession, data: DataConfig, files: Sequence[str]) -> DataFrame:
+    """One row per catalogue row: item_key, text (null where there is none; raw), rejected, row.
+
+    Args:
+        files: those of `pad_dist.data.lineage.input_files(data.items)` to read.
+
+    Raises:
+        UserError: as `read_events`.
+    """
+    url, key = data.items, data.columns.item_key
+    if not _any(url, files):
+        return spark.createDataFrame([], f"item_key string, text string, {_LAST}")
+    texts = text_columns(data.columns.text)
+    with reading(url):
+        frames = []
+        for frame in load(spark, url, files, data.items_format, [key], texts, multi_line=True):
+            values = {name: _string(frame, name) for name in texts}
+            fields = {"item_key": _key(frame, key, url), "text": joined_text(data.columns.text, values)}
+            frames.append(_rows(frame, fields, _blanks([key])))
+    return reduce(DataFrame.unionByName, frames)
+
+
+def read_keys(spark: SparkSession, url: str, name: str) -> DataFrame:
+    """The keys of an erasure list, column `name` of CSV, JSON lines or Parquet, as `key`; blank ones are left out.
+
+    Raises:
+        UserError: as `read_events`; or a line is corrupt, as its key would not be erased.
+    """
+    files = list(input_files(url))
+    if not _any(url, files):
+        raise missing(url)
+    with reading(url):
+        frames = [
+            _rows(frame, {"key": _key(frame, name, url)}, [])
+            for frame in load(spark, url, files, InputFormat(), [name])
+        ]
+        rows = reduce(DataFrame.unionByName, frames)
+        corrupt = rows.where(F.col("rejected").isNotNull()).select("row").limit(1).collect()
+    if corrupt:
+        raise UserError(f"{url} holds a line that cannot be read, so its key would not be erased: {corrupt[0].row!r}")
+    return rows.where(F.trim("key") != "").select("key")
+
+
+def check_rejected(counts: Mapping[str, int], read: int, url: str, max_share: float, where: str) -> None:
+    """Fail when too much of an input is unusable.
+
+    Args:
+        counts: reason -> rejected rows, of `read` rows in all.
+        where: the file that `set_aside` wrote.
+
+    Raises:
+        UserError: more than `max_share` of the rows is rejected.
+    """
+    rejected = sum(counts.values())
+    if rejected > max_share * read:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
+        raise UserError(
+            f"{rejected} of {read} rows ({rejected / read:.1%}) of {url} are unreadable ({reasons}), more than "
+            f"data.max_rejected_share={max_share:g} allows: see {where}, mend the input or raise the share"
+        )
+
+
+def set_aside(rows: DataFrame, role: str, folder: str) -> None:
+    """Write rejected rows as JSON lines to <folder>/<role>.jsonl, or nothing where none is.
+
+    At most MOST_SET_ASIDE, the first in the order of reason and row.
+    """
+    bad = rows.where(F.col("rejected").isNotNull()).select("rejected", "row").orderBy("rejected", "row")
+    lines = [json.dumps({"reason": row.rejected, "row": row.row}) for row in bad.limit(MOST_SET_ASIDE).collect()]
+    if lines:
+        storage.write_bytes(storage.join(folder, f"{role}.jsonl"), ("\n".join(lines) + "\n").encode())
+
+
+_LAST = "rejected string, row string"
+
+
+def _any(url: str, files: Sequence[str]) -> bool:
+    """Whether there is a file to read; none is right only where the input has some."""
+    if not files and not input_files(url):
+        raise missing(url)
+    return bool(files)
+
+
+def _rows(frame: DataFrame, fields: Fields, reasons: Reasons) -> DataFrame:
+    """The fields, the first reason that holds, and the source row; one projection, so unused columns cost nothing."""
+    corrupt = column(CORRUPT) if CORRUPT in frame.columns else F.lit(None).cast("string")
+    rejected = F.when(corrupt.isNotNull(), "line is corrupt")
+    for holds, reason in reasons:
+        rejected = rejected.when(holds, reason)
+    whole_row = F.to_json(F.struct(*[column(name) for name in frame.columns if name != CORRUPT]))
     return frame.select(
-        *[column.alias(name) for name, column in columns.items()],
-        reason.alias("rejected"),
+        *[value.alias(name) for name, value in fields.items()],
+        rejected.alias("rejected"),
         F.coalesce(corrupt, whole_row).alias("row"),
     )
 
 
-@dataclass(frozen=True)
-class Admitted:
-    """The usable rows of one input, how many rows it has, and how many were rejected by reason."""
-
-    rows: DataFrame
-    read: int
-    rejected: Counter[str]
-
-
-def admit(rows: DataFrame, url: str, role: str, max_share: float, folder: str) -> Admitted:
-    """Count the rows of `read_rows(url)` and write the rejected ones as JSON lines to <folder>/<role>.jsonl.
-
-    At most MOST_SET_ASIDE are written, the first in the order of reason and row;
-    a file of an earlier run is removed where nothing is rejected.
-
-    Raises:
-        UserError: more than `max_share` of the rows is rejected, or `url` cannot be read.
-    """
-    set_aside = storage.join(folder, f"{role}.jsonl")
-    with reading(url):
-        counts = {row.rejected: row["count"] for row in rows.groupBy("rejected").count().collect()}
-        read = sum(counts.values())
-        counts.pop(None, None)
-        rejected = Counter({f"{role}: {reason}": count for reason, count in counts.items()})
-        if not rejected:
-            storage.remove(set_aside)
-            return Admitted(rows, read, rejected)
-        bad = rows.where(F.col("rejected").isNotNull()).orderBy("rejected", "row").limit(MOST_SET_ASIDE)
-        lines = [
-            json.dumps({"reason": row.rejected, "row": row.row}) for row in bad.select("rejected", "row").collect()
-        ]
-    storage.write_bytes(set_aside, ("\n".join(lines) + "\n").encode())
-    share = rejected.total() / read
-    if share > max_share:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
-        raise UserError(
-            f"{rejected.total()} of {read} rows ({share:.1%}) of {url} are unreadable ({reasons}), more than "
-            f"data.max_rejected_share={max_share:g} allows: see {set_aside}, mend the input or raise the share"
-        )
-    return Admitted(rows.where(F.col("rejected").isNull()), read, rejected)
-
-
-@contextmanager
-def reading(url: str) -> Iterator[None]:
-    """Turn Spark's failures to find or read `url` inside the block into a UserError.
-
-    Frames are lazy: put the first action that scans the input inside too.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # Py4JJavaError or PySparkException, by the moment Spark notices
-        text = str(error)
-        if "[PATH_NOT_FOUND]" in text:
-            raise UserError(f"{url} does not exist; {_neighbours(url)}") from None
-        if "CSV header does not conform" in text:
-            raise UserError(f"{url}: a file has other CSV columns, or in another order, than the first one") from None
-        if "[FAILED_READ_FILE" in text:
-            file = re.search(r"while reading file (\S+?)\.?\s", text)
-            causes = re.findall(r"Caused by: [\w.$]*?(\w+): ([^\n]+)", text)
-            cause = f" ({causes[-1][0]}: {causes[-1][1].strip()})" if causes else ""
-            raise UserError(
-                f"{url} cannot be read, {file[1] if file else 'a file'} is truncated or damaged{cause}: copy it again"
-            ) from None
-        raise
-
-
-def absolute(url: str) -> str:
-    """A plain local path as a file:// URL, so that Spark and fsspec mean the same file; URLs stay as they are."""
-    return url if "://" in url else "file://" + abspath(url)
-
-
-def _format(url: str) -> Format:
-    """The format by extension; a directory without one takes its files'."""
-    names = [url.rstrip("/")]
-    fs, path = storage.filesystem(absolute(url))
-    if _extension(names[0]) is None and fs.isdir(path):
-        names = [name for name in _listing(url) if not name.startswith(("_", "."))]
-    formats = {FORMATS.get(_extension(name) or "") for name in names}
-    found = formats.pop() if len(formats) == 1 else None
-    if found is None:
-        where = f"{url} holds {_some(names)}" if names != [url.rstrip("/")] else f"{url} has an unknown extension"
-        raise UserError(f"{where}; give .csv, .jsonl (both may be .gz) or .parquet files of one kind")
-    return found
-
-
-def _extension(name: str) -> str | None:
-    match = re.search(r"\.(\w+)$", name.rsplit("/", 1)[-1].removesuffix(".gz"))
-    return match[1].lower() if match else None
-
-
-def _load(spark: SparkSession, url: str, needed: list[str], multi_line: bool) -> DataFrame:
-    kind, path = _format(url), absolute(url)
-    if kind == "parquet":
-        frame = spark.read.parquet(path)
-        _require(url, needed, frame.columns)
-        return frame
-    if kind == "json":
-        # JSON lines have no header: the keys of the first lines say which columns there are.
-        lines = spark.read.text(path).limit(_SAMPLED_LINES).collect()
-        _require(url, needed, sorted({key for line in lines for key in _json_keys(line.value)}))
-        schema = _strings(dict.fromkeys([*needed, _CORRUPT]))
-        return spark.read.schema(schema).json(path, mode="PERMISSIVE", columnNameOfCorruptRecord=_CORRUPT)
-    reader = spark.read.options(
-        header=True, multiLine=multi_line, quote='"', escape='"', mode="PERMISSIVE", columnNameOfCorruptRecord=_CORRUPT
+def _one_per_entry(rows: DataFrame, pattern: str) -> DataFrame:
+    """One event per match of `pattern` in item_key; a rejected row stays one row, a row without a match is no event."""
+    entries = F.regexp_extract_all("item_key", F.lit(pattern), F.lit(1))
+    return rows.withColumn(
+        "item_key", F.explode(F.when(F.col("rejected").isNull(), entries).otherwise(F.array("item_key")))
     )
-    columns = reader.csv(path).columns
-    _require(url, needed, columns)
-    # Without pruning a short or long line is noticed whatever columns are used. The header of every file is
-    # checked against the first one's, except where Spark had to invent names (_c0) for columns without one.
-    invented = any(re.fullmatch(r"_c\d+", name) for name in columns)
-    reader = reader.options(columnPruning=False, enforceSchema=invented)
-    return reader.schema(_strings([*columns, _CORRUPT])).csv(path)
 
 
-def _require(url: str, needed: list[str], columns: list[str]) -> None:
-    for name in needed:
-        if name not in columns:
-            raise UserError(f"{url} has no column {name!r}; it has {_some(columns)}: set data.columns")
+def _blanks(names: Sequence[str]) -> Reasons:
+    return [(_blank(column(name)), f"{name} is blank") for name in names]
 
 
-def _strings(names: list[str] | dict[str, None]) -> T.StructType:
-    return T.StructType([T.StructField(name, T.StringType()) for name in names])
+def _blank(value: Column) -> Column:
+    return value.isNull() | (F.trim(value.cast("string")) == "")
 
 
-def _json_keys(line: str) -> list[str]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return []
-    return list(value) if isinstance(value, dict) else []
+def _key(frame: DataFrame, name: str, url: str) -> Column:
+    kind = frame.schema[name].dataType
+    if not isinstance(kind, _KEYS):
+        raise UserError(
+            f"column {name!r} of {url} is {kind.simpleString()}, keys are text or whole numbers: set data.columns"
+        )
+    return column(name).cast("string")
 
 
-def _column(name: str) -> Column:
-    return F.col("`" + name.replace("`", "``") + "`")
-
-
-def _blank(column: Column) -> Column:
-    return column.isNull() | (F.trim(column.cast("string")) == "")
-
-
-def _number(column: Column, kind: T.DataType, source: str, url: str) -> Column:
+def _number(frame: DataFrame, name: str, url: str) -> Column:
+    kind = frame.schema[name].dataType
     if not isinstance(kind, _NUMBERS):
-        raise UserError(f"column {source!r} of {url} is {kind.simpleString()}, a number is needed: set data.columns")
-    if isinstance(kind, (T.DateType, T.TimestampNTZType)):
-        column = column.cast("timestamp")
-    return column.try_cast("double")
+        raise UserError(f"column {name!r} of {url} is {kind.simpleString()}, a number is needed: set data.columns")
+    return column(name).try_cast("double")
 
 
-def _listing(url: str) -> list[str]:
-    fs, path = storage.filesystem(absolute(url))
-    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+def _unusable(number: Column) -> Column:
+    # NaN is greater than any number in Spark, so one comparison refuses it and both infinities.
+    return number.isNull() | (F.abs(number) >= float("inf"))
 
 
-def _neighbours(url: str) -> str:
-    folder = url.rstrip("/").rpartition("/")[0] or "."
-    return f"{folder} holds {_some(_listing(folder))}" if storage.exists(folder) else f"{folder} does not exist either"
+def _time(frame: DataFrame, data: DataConfig) -> tuple[Column, Reasons]:
+    """Seconds, and why a time is none.
+
+    A number tells its unit by its size (1e11 s is the year 5138, 1e11 ms is 1973), so a
+    wrong `data.time_unit` is noticed.
+    """
+    name = data.columns.time
+    if isinstance(frame.schema[name].dataType, _DATES):
+        seconds = column(name).cast("timestamp").cast("double")
+        return seconds, [(seconds < 0, f"{name} is negative")]
+    if data.time_format is not None:
+        parsed = F.try_to_timestamp(column(name).cast("string"), F.lit(data.time_format))
+        seconds = parsed.cast("double")
+        return seconds, [
+            (seconds.isNull(), f"{name} is not of the form {data.time_format}"),
+            (seconds < 0, f"{name} is negative"),
+        ]
+    value = _number(frame, name, data.interactions)
+    reasons = [(_unusable(value), f"{name} is not a number"), (value < 0, f"{name} is negative")]
+    lowest = 0.0
+    for unit, per_second in _UNITS.items():
+        if unit != data.time_unit:
+            looks = (value >= lowest) & (value < _FAR * per_second)
+            reasons.append((looks, f"{name} looks like {_NAMES[unit]}: set data.time_unit={unit}"))
+        lowest = _FAR * per_second
+    reasons.append((value >= lowest, f"{name} is after the year 5000 in every unit"))
+    return value / _UNITS[data.time_unit], reasons
 
 
-def _some(names: list[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + more
+def _check_time_format(spark: SparkSession, pattern: str) -> None:
+    try:
+        spark.range(1).select(F.try_to_timestamp(F.lit("2000-01-01"), F.lit(pattern))).collect()
+    except PySparkException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data.time_format={pattern} is no pattern that Spark knows: {reason}") from None
+
+
+def _string(frame: DataFrame, name: str) -> Column:
+    """A column as a string, lists as JSON."""
+    nested = isinstance(frame.schema[name].dataType, (T.ArrayType, T.StructType, T.MapType))
+    return F.to_json(column(name)) if nested else column(name).cast("string")

@@ -1,14 +1,18 @@
 """Write dataset files from executors: path, rows, bytes and checksum come back in one pass.
 
-File contents depend on the rows alone, never on how Spark batched them: row
-groups have a fixed number of rows and each is one contiguous piece of memory.
+File contents depend on the rows alone, never on how Spark batched them: row groups
+have a fixed number of rows and each is one contiguous piece of memory. A task that
+Spark runs twice writes the same bytes to the same place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import html
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,11 +23,26 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry
-from spark_jobs.bins import bins_of
+from pad_dist.data.manifest import FileEntry, verify_file
+from spark_jobs.histories import (
+    EVENTS,
+    SEQUENCES,
+    Ints,
+    KeysOf,
+    Rules,
+    Tables,
+    histories,
+    merged,
+    sequences,
+    train_items,
+    without,
+)
 
 ROWS_PER_GROUP = 16384
-SEQUENCES = pa.schema([("user_key", pa.string()), ("items", pa.list_(pa.int64()))])
+EVENTS_PER_GROUP = 1 << 20
+FREQUENCIES = "frequencies"
+"""Scratch directory of a build: Parquet of item_index, train_frequency, several rows for one item."""
+_HELD_COUNTS = 1 << 22
 ITEMS = pa.schema(
     [
         ("item_key", pa.string()),
@@ -34,44 +53,105 @@ ITEMS = pa.schema(
     ]
 )
 
-Tables = Iterator[pa.Table]
 Batches = Iterator[pa.RecordBatch]
 
-_WRITTEN = "path string, rows long, bytes long, sha256 string, first_index long, counted long"
+_WRITTEN = "path string, rows long, bytes long, sha256 string, first_index long, counts map<string, long>"
 
 
-def write_sequences(events: DataFrame, root: str) -> tuple[list[FileEntry], int]:
-    """Write partition k of `events` (user_key, item_index; users together, in order) as sequences/part-k.
+@dataclass(frozen=True)
+class Before:
+    """The events that a build starts from: files of the version before, one for each shard, and who leaves them."""
 
-    Returns:
-        The files in order, and how many events they hold.
-    """
-
-    def write(batches: Batches) -> Batches:
-        yield _write(root, "sequences", SEQUENCES, users_of(batches), _events_in)
-
-    return _collect(events.select("user_key", "item_index"), write)
+    root: str
+    events: list[FileEntry]
+    keys_of: KeysOf
+    erased_items: Ints
 
 
-def write_items(
-    items: DataFrame, root: str, next_rank: list[dict[int, int]], cuts: list[int]
-) -> tuple[list[FileEntry], int]:
-    """Write partition k of `items` (item_key, item_index, train_frequency, text or null) as items/part-k.
+def write_shards(
+    rows: DataFrame, root: str, before: Before | None, erased_users: list[str], rules: Rules
+) -> tuple[list[FileEntry], list[FileEntry], dict[str, int]]:
+    """Write events/part-k and sequences/part-k of shard k, and the frequencies of its items.
 
     Args:
-        next_rank: per partition, train frequency -> popularity rank of its first item there.
-        cuts: of `bins.bin_cuts`.
+        rows: (user_key, time, item_index); partition k holds shard k in order of user, time, item key, and a row
+            without user, so that Spark runs a task where nothing is new.
 
     Returns:
-        The files in order, and how many items have no text of their own.
+        Files of events, files of sequences, and what is in them: events, interactions, users with a train part to
+        learn from (train_users) and with a target (valid_users, test_users).
+    """
+    erased = pa.array(erased_users, pa.string())
+
+    def write(batches: Batches) -> Batches:
+        shard = _partition()
+        with ExitStack() as files:
+            events = files.enter_context(_ShardFile(root, "events", shard, EVENTS))
+            cut = files.enter_context(_ShardFile(root, "sequences", shard, SEQUENCES))
+            frequencies = _ItemCounts()
+            for table in _shard(batches, shard, before, erased):
+                view = sequences(table, rules)
+                events.add(table, {"events": _events_in(table)}, _events_in(table))
+                cut.add(view, _counts(view), _events_in(view))
+                frequencies.add(train_items(view))
+            with storage.atomic_writer(storage.join(root, f"{FREQUENCIES}/part-{shard:05d}.parquet")) as file:
+                pq.write_table(frequencies.table(), file, compression="zstd")
+        yield events.written()
+        yield cut.written()
+
+    entries, counts = _collect(rows.select("user_key", "time", "item_index"), write)
+    events, cut = ([e for e in entries if e.path.startswith(f"{group}/")] for group in ("events", "sequences"))
+    return events, cut, counts
+
+
+def _counts(sequences: pa.Table) -> dict[str, int]:
+    users = {"train_users": ("train", 1), "valid_users": ("valid", 0), "test_users": ("test", 0)}
+    return {"interactions": _events_in(sequences)} | {
+        name: int(pc.sum(pc.greater(sequences[column], least)).as_py() or 0) for name, (column, least) in users.items()
+    }
+
+
+def _shard(batches: Batches, shard: int, before: Before | None, erased_users: pa.Array) -> Tables:
+    tables = histories(batch.filter(pc.is_valid(batch["user_key"])) for batch in batches)
+    erased_items: Ints = np.empty(0, np.int64)
+    if before is not None:
+        erased_items = before.erased_items
+        tables = merged(_old(before, shard), tables, before.keys_of)
+    for table in tables:
+        left = without(table, erased_users, erased_items)
+        if left.num_rows:
+            yield left
+
+
+def _old(before: Before, shard: int) -> Tables:
+    entry = before.events[shard]
+    verify_file(before.root, entry)
+    fs, path = storage.filesystem(storage.join(before.root, entry.path))
+    with fs.open(path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group)
+
+
+def write_items(items: DataFrame, root: str) -> tuple[list[FileEntry], dict[str, int]]:
+    """Write partition k of `items` (columns of ITEMS, text may be null) as items/part-k.
+
+    Returns:
+        The files in order, and how many active items have no text of their own (items_without_text).
     """
 
     def write(batches: Batches) -> Batches:
-        ranks = dict(next_rank[_partition()])
-        tables = (_with_bin_and_text(batch, ranks, cuts) for batch in batches)
-        yield _write(root, "items", ITEMS, tables, _untitled_in)
+        with _ShardFile(root, "items", _partition(), ITEMS) as file:
+            for batch in batches:
+                keys, bins = batch["item_key"].to_pylist(), batch["bin"].to_pylist()
+                own = [clean_text(text) for text in batch["text"].to_pylist()]
+                texts = [text or key for text, key in zip(own, keys, strict=True)]
+                untitled = sum(b > 0 and text == key for text, key, b in zip(texts, keys, bins, strict=True))
+                table = pa.Table.from_batches([batch]).set_column(ITEMS.names.index("text"), "text", [texts])
+                file.add(table, {"items_without_text": untitled})
+        yield file.written()
 
-    return _collect(items.select("item_key", "item_index", "train_frequency", "text"), write)
+    return _collect(items.select(*ITEMS.names), write)
 
 
 def clean_text(text: str | None) -> str:
@@ -85,35 +165,113 @@ def _partition() -> int:
     return context.partitionId()
 
 
-def _collect(frame: DataFrame, write: Callable[[Batches], Batches]) -> tuple[list[FileEntry], int]:
+def _collect(frame: DataFrame, write: Callable[[Batches], Batches]) -> tuple[list[FileEntry], dict[str, int]]:
     rows = sorted(frame.mapInArrow(write, _WRITTEN).collect(), key=lambda row: str(row.path))
-    entries = [FileEntry(**{name: row[name] for name in FileEntry.model_fields}) for row in rows]
-    return entries, sum(row.counted for row in rows)
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(row.counts)
+    return [FileEntry(**{name: row[name] for name in FileEntry.model_fields}) for row in rows], dict(counts)
 
 
-def _write(
-    root: str, group: str, schema: pa.Schema, tables: Tables, count: Callable[[pa.Table], int]
-) -> pa.RecordBatch:
-    path = f"{group}/part-{_partition():05d}.parquet"
-    rows = counted = 0
-    first_index = None
-    with storage.atomic_writer(storage.join(root, path)) as file:
-        output = _HashingFile(file)
-        with pq.ParquetWriter(output, schema, compression="zstd") as writer:
-            for table in regroup(tables, ROWS_PER_GROUP):
-                if "item_index" in schema.names and first_index is None:
-                    first_index = table["item_index"][0].as_py()
-                rows, counted = rows + table.num_rows, counted + count(table)
-                writer.write_table(table.select(schema.names).cast(schema))
-    written: dict[str, list[Any]] = {
-        "path": [path],
-        "rows": [rows],
-        "bytes": [output.size],
-        "sha256": [output.digest.hexdigest()],
-        "first_index": pa.array([first_index], pa.int64()),
-        "counted": [counted],
-    }
-    return pa.RecordBatch.from_pydict(written)
+class _ShardFile:
+    """One Parquet file of a version, published when the block ends.
+
+    A row group takes rows until it holds ROWS_PER_GROUP of them or EVENTS_PER_GROUP
+    events, so that long histories do not make large groups.
+    """
+
+    def __init__(self, root: str, group: str, shard: int, schema: pa.Schema) -> None:
+        self._path, self._schema = f"{group}/part-{shard:05d}.parquet", schema
+        self._url = storage.join(root, self._path)
+        self._rows = 0
+        self._counts: Counter[str] = Counter()
+        self._first_index: int | None = None
+        self._held: list[pa.Table] = []
+        self._held_rows = self._held_events = 0
+
+    def __enter__(self) -> _ShardFile:
+        with ExitStack() as opened:
+            self._output = _HashingFile(opened.enter_context(storage.atomic_writer(self._url)))
+            self._writer = opened.enter_context(pq.ParquetWriter(self._output, self._schema, compression="zstd"))
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *failure: Any) -> bool | None:
+        if failure[0] is None and self._held:
+            self._writer.write_table(pa.concat_tables(self._held).combine_chunks())
+        return self._opened.__exit__(*failure)
+
+    def add(self, table: pa.Table, counts: dict[str, int], events: int = 0) -> None:
+        """Append rows that hold `events`; `written` reports the sums of `counts`."""
+        self._counts.update(counts)
+        if not table.num_rows:
+            return
+        if "item_index" in self._schema.names and self._first_index is None:
+            self._first_index = table["item_index"][0].as_py()
+        self._rows += table.num_rows
+        self._held.append(table.cast(self._schema))
+        self._held_rows, self._held_events = self._held_rows + table.num_rows, self._held_events + events
+        if self._held_rows >= ROWS_PER_GROUP or self._held_events >= EVENTS_PER_GROUP:
+            self._write_full_groups()
+
+    def _write_full_groups(self) -> None:
+        held = pa.concat_tables(self._held)
+        sizes = pc.list_value_length(held["items"]).to_numpy() if "items" in held.schema.names else np.zeros(len(held))
+        before = np.concatenate([[0], np.cumsum(sizes)])
+        start = 0
+        while True:
+            # The row that brings the group to its limit is its last one.
+            stop = min(start + ROWS_PER_GROUP, int(np.searchsorted(before, before[start] + EVENTS_PER_GROUP)))
+            if stop > len(held):
+                break
+            self._writer.write_table(held.slice(start, stop - start).combine_chunks())
+            start = stop
+        self._held = [held.slice(start)]
+        self._held_rows, self._held_events = len(held) - start, int(before[-1] - before[start])
+
+    def written(self) -> pa.RecordBatch:
+        """The row of `_WRITTEN` that tells of this file, once it is published."""
+        values: dict[str, list[Any]] = {
+            "path": [self._path],
+            "rows": [self._rows],
+            "bytes": [self._output.size],
+            "sha256": [self._output.digest.hexdigest()],
+            "first_index": pa.array([self._first_index], pa.int64()),
+            "counts": pa.array([list(self._counts.items())], pa.map_(pa.string(), pa.int64())),
+        }
+        return pa.RecordBatch.from_pydict(values)
+
+
+class _ItemCounts:
+    """How often each item occurs; holds one number for each distinct item, and a bounded backlog."""
+
+    def __init__(self) -> None:
+        self._items: list[Ints] = []
+        self._counts: list[Ints] = []
+        self._backlog = 0
+
+    def add(self, items: Ints) -> None:
+        """Count occurrences."""
+        distinct, counts = np.unique(items, return_counts=True)
+        self._items.append(distinct)
+        self._counts.append(counts)
+        self._backlog += len(distinct)
+        if self._backlog > _HELD_COUNTS:
+            self._sum()
+            self._backlog = 0
+
+    def _sum(self) -> None:
+        items, places = np.unique(np.concatenate(self._items), return_inverse=True)
+        counts = np.bincount(places, np.concatenate(self._counts))
+        self._items, self._counts = [items], [counts.astype(np.int64)]
+
+    def table(self) -> pa.Table:
+        """item_index and train_frequency."""
+        if self._items:
+            self._sum()
+        empty: Ints = np.empty(0, np.int64)
+        items, counts = (values[0] if values else empty for values in (self._items, self._counts))
+        return pa.table({"item_index": pa.array(items, pa.int64()), "train_frequency": pa.array(counts, pa.int64())})
 
 
 class _HashingFile:
@@ -136,71 +294,5 @@ class _HashingFile:
         self._file.flush()
 
 
-def regroup(tables: Tables, rows: int) -> Tables:
-    """The same rows in tables of exactly `rows` (the last may be shorter), each one contiguous."""
-    held: list[pa.Table] = []
-    size = 0
-    for table in tables:
-        held.append(table)
-        size += table.num_rows
-        if size < rows:
-            continue
-        whole = pa.concat_tables(held)
-        full = size - size % rows
-        for start in range(0, full, rows):
-            yield whole.slice(start, rows).combine_chunks()
-        held, size = [whole.slice(full)], size - full
-    if size:
-        yield pa.concat_tables(held).combine_chunks()
-
-
-def users_of(batches: Batches) -> Tables:
-    """One row per run of equal user_key; a run may go over batches."""
-    held: list[pa.Table] = []
-    for batch in batches:
-        held.append(pa.Table.from_batches([batch]))
-        if held[0]["user_key"][0] == held[-1]["user_key"][-1]:
-            continue  # still the same user
-        table = pa.concat_tables(held)
-        last = int(_starts(table["user_key"].combine_chunks())[-1])
-        yield _grouped(table.slice(0, last))
-        held = [table.slice(last)]
-    if held:
-        yield _grouped(pa.concat_tables(held))
-
-
-def _starts(users: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Places where a new user begins."""
-    changes = pc.not_equal(users.slice(1), users.slice(0, len(users) - 1)).to_numpy(zero_copy_only=False)
-    return np.flatnonzero(np.concatenate([[True], changes]))
-
-
-def _grouped(table: pa.Table) -> pa.Table:
-    users = table["user_key"].combine_chunks()
-    starts = _starts(users)
-    offsets = pa.array(np.append(starts, len(users)), pa.int32())
-    items = pa.ListArray.from_arrays(offsets, table["item_index"].combine_chunks())
-    return pa.table({"user_key": users.take(pa.array(starts)), "items": items})
-
-
-def _events_in(sequences: pa.Table) -> int:
-    return int(pc.sum(pc.list_value_length(sequences["items"])).as_py())
-
-
-def _with_bin_and_text(batch: pa.RecordBatch, ranks: dict[int, int], cuts: list[int]) -> pa.Table:
-    keys = batch["item_key"].to_pylist()
-    own = [clean_text(text) for text in batch["text"].to_pylist()]
-    return pa.table(
-        {
-            "item_key": batch["item_key"],
-            "item_index": batch["item_index"],
-            "train_frequency": batch["train_frequency"],
-            "bin": bins_of(batch["train_frequency"].to_numpy(), ranks, cuts),
-            "text": [text or key for text, key in zip(own, keys, strict=True)],
-            "untitled": [not text for text in own],
-        }
-    )
-
-
-def _untitled_in(items: pa.Table) -> int:
-    return int(pc.sum(items["untitled"]).as_py())
+def _events_in(table: pa.Table) -> int:
+    return int(pc.sum(pc.list_value_length(table["items"])).as_py() or 0)

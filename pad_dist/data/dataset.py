@@ -13,38 +13,55 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pad_dist import storage
+from pad_dist.data import versions
 from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file
 from pad_dist.data.order import BLOCK_ROWS
 from pad_dist.errors import UserError
 
 MADE_BY = "pad-dist run --config CONFIG"
 REBUILD = f"run `{MADE_BY}` again"
-MIN_SEQUENCE = 3
-"""One train item, the validation target and the test target."""
+SPLIT_COLUMNS = ("train", "valid", "test")
+
+Ints = NDArray[np.int64]
+ItemColumns = tuple[Ints, NDArray[np.uint8]]
+"""train_frequency and bin of a range of items."""
 
 
-class Jagged(NamedTuple):
-    """Rows of different length, end to end: row i is items[offsets[i] : offsets[i + 1]]."""
+class Histories(NamedTuple):
+    """Users' histories end to end, oldest item first, and what of each is held out.
 
-    offsets: NDArray[np.int64]
-    items: NDArray[np.int64]
+    Attributes:
+        offsets: [B + 1]; the history of user i is items[offsets[i] : offsets[i + 1]].
+        items: [offsets[-1]] item_index.
+        train: [B] how many of the first items are for training, from 0.
+        valid, test: [B] place in the history of the held-out target, at least 1; the context is every item
+            before it. -1: the user has none.
+    """
+
+    offsets: Ints
+    items: Ints
+    train: Ints
+    valid: Ints
+    test: Ints
 
 
-def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(starts: Ints, lengths: Ints) -> Ints:
     """Indices start, start + 1, ... of each range, end to end: [sum(lengths)]."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 class Dataset:
-    """A dataset directory at any fsspec URL; nothing but the manifest is read up front.
+    """One version of a dataset at any fsspec URL; nothing but the manifest is read up front.
 
     Each file is checked against the manifest once per process, when it is first
     read. Shards stay in memory, least recently used out first, up to two blocks of
     rows (see `order.BLOCK_ROWS`), the most that one batch can touch.
 
     Attributes:
-        url: the directory.
+        url: the version's directory; it stays that when a newer version is published.
+        version: the version's id, None for a directory that stands alone.
+        item_map: [[items, digest], ...] of each version that added items, oldest first.
         users, items, interactions: counts; items are indexed 1..items.
         content_hash: hex digest of the content.
         shard_rows: users in each sequence shard.
@@ -52,40 +69,51 @@ class Dataset:
 
     def __init__(self, url: str, manifest: Manifest) -> None:
         self.url = url
+        self.version = url.rstrip("/").rpartition("/")[2] if versions.root_of(url) != url else None
         self.content_hash = manifest.content_hash()
         self._item_files = _files(url, manifest, "items")
         self._shards = _files(url, manifest, "sequences")
         self.users = _count(url, manifest, "users", self._shards)
         self.items = _count(url, manifest, "items", self._item_files)
+        self.item_map = _item_map(url, manifest, self.items)
         self.interactions = manifest.counts.get("interactions", 0)
         self.shard_rows = tuple(shard.rows for shard in self._shards)
         self._shard_starts = np.cumsum([0, *self.shard_rows])
         self._cache_rows = 2 * max(BLOCK_ROWS, *self.shard_rows)
-        self._cache: OrderedDict[int, Jagged] = OrderedDict()
+        self._cache: OrderedDict[int, Histories] = OrderedDict()
+        self._columns: tuple[tuple[int, int], ItemColumns] | None = None
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Read the manifest.
+        """Read the manifest of the current version of `url`, or of `url` itself where it names one version.
 
         Raises:
             UserError: no dataset there, an empty one, or a manifest at odds with itself.
         """
+        url = versions.resolve(url)
         return cls(url, read_manifest(url, MADE_BY))
 
-    def item_columns(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """Columns of item_index in [start, stop), 0 <= start <= stop <= items + 1.
+    def item_columns(self, start: int, stop: int) -> ItemColumns:
+        """Columns of item_index in [start, stop), 0 <= start <= stop <= items + 1; not to be written to.
 
-        Only the files that overlap the range are read. Row 0 is padding: 0 and 0.
+        Only the files that overlap the range are read, and not again while the range
+        is the same: a rank validates after every epoch. Row 0 is padding: 0 and 0.
 
         Returns:
             train_frequency: [stop - start] int64.
-            bin: [stop - start] uint8, 1 (most popular) to 10.
+            bin: [stop - start] uint8, 1 (most popular) to 10; 0 for items that are out of use
+                (erased, or below the k-core): they have no events and are never ranked.
 
         Raises:
             UserError: a file differs from the manifest.
         """
+        if self._columns is None or self._columns[0] != (start, stop):
+            self._columns = (start, stop), self._read_item_columns(start, stop)
+        return self._columns[1]
+
+    def _read_item_columns(self, start: int, stop: int) -> ItemColumns:
         if not 0 <= start <= stop <= self.items + 1:
             raise ValueError(f"item range [{start}, {stop}) is outside [0, {self.items + 1})")
         frequency = np.zeros(stop - start, np.int64)
@@ -102,8 +130,8 @@ class Dataset:
             bins[low - start : high - start] = bin_of[low - first : high - first]
         return frequency, bins
 
-    def sequences(self, shard: int) -> Jagged:
-        """Whole histories of one shard, oldest item first.
+    def sequences(self, shard: int) -> Histories:
+        """Whole histories of one shard.
 
         Raises:
             UserError: the file differs from the manifest or holds impossible sequences.
@@ -116,24 +144,27 @@ class Dataset:
                 self._cache.popitem(last=False)
             return self._cache[shard]
 
-    def gather(self, rows: NDArray[np.int64]) -> Jagged:
+    def gather(self, rows: Ints) -> Histories:
         """Whole histories of the given row numbers (counted through all shards), in that order."""
         shards = np.searchsorted(self._shard_starts, rows, side="right") - 1
-        lengths, parts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+        lengths, items = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+        splits = [np.zeros((len(SPLIT_COLUMNS), 0), np.int64)]
         for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(shards)) + 1):
             if not len(run):
                 continue
             shard = int(shards[run[0]])
-            offsets, items = self.sequences(shard)
+            held = self.sequences(shard)
             local = rows[run] - self._shard_starts[shard]
-            size = offsets[local + 1] - offsets[local]
-            lengths.append(size)
-            parts.append(items[ranges(offsets[local], size)])
-        return Jagged(np.cumsum(np.concatenate(lengths)), np.concatenate(parts))
+            starts = held.offsets[local]
+            lengths.append(held.offsets[local + 1] - starts)
+            items.append(held.items[ranges(starts, lengths[-1])])
+            splits.append(np.stack([held.train[local], held.valid[local], held.test[local]]))
+        return Histories(np.cumsum(np.concatenate(lengths)), np.concatenate(items), *np.concatenate(splits, axis=1))
 
-    def _read_shard(self, entry: FileEntry) -> Jagged:
+    def _read_shard(self, entry: FileEntry) -> Histories:
         path = self._path(entry)
-        column = self._read(entry, ["items"]).column("items").combine_chunks()
+        table = self._read(entry, ["items", *SPLIT_COLUMNS])
+        column = table.column("items").combine_chunks()
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise UserError(f"{path}: column items is {column.type}, not list<int64>: {REBUILD}")
         offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -143,12 +174,14 @@ class Dataset:
         items = values[offsets[0] : offsets[-1]]
         if len(items) and not 1 <= items.min() <= items.max() <= self.items:
             raise UserError(f"{path} holds an item outside 1..{self.items}: {REBUILD}")
-        if entry.rows and np.diff(offsets).min() < MIN_SEQUENCE:
-            raise UserError(f"{path} holds a sequence of fewer than {MIN_SEQUENCE} items: {REBUILD}")
-        return Jagged(offsets - offsets[0], items)
+        train, valid, test = (_integers(path, table, name) for name in SPLIT_COLUMNS)
+        _check_splits(path, np.diff(offsets), train, valid, test)
+        return Histories(offsets - offsets[0], items, train, valid, test)
 
     def _read(self, entry: FileEntry, columns: list[str]) -> Any:
         path = self._path(entry)
+        if not storage.exists(path):
+            raise UserError(self._why_missing(path))
         if entry.path not in self._verified:
             verify_file(self.url, entry)
             self._verified.add(entry.path)
@@ -165,6 +198,12 @@ class Dataset:
         if table.num_rows != entry.rows:
             raise UserError(f"{path} has {table.num_rows} rows, the manifest says {entry.rows}: {REBUILD}")
         return table.select(columns)
+
+    def _why_missing(self, path: str) -> str:
+        root = versions.root_of(self.url)
+        if self.version is None or self.version in versions.published(root):
+            return f"{path} is listed in the manifest but missing: build the dataset again"
+        return f"{root}: version {self.version} was deleted while it was read: run again, on a version that is kept"
 
     def _path(self, entry: FileEntry) -> str:
         return storage.join(self.url, entry.path)
@@ -189,6 +228,24 @@ def _count(url: str, manifest: Manifest, name: str, files: list[FileEntry]) -> i
     return rows
 
 
+def _item_map(url: str, manifest: Manifest, items: int) -> list[list[Any]]:
+    entries: list[list[Any]] = manifest.parameters.get("item_map") or [[0, ""]]
+    if entries[-1][0] != items:
+        raise UserError(f"{url}: the manifest's item_map ends at {entries[-1][0]} items, there are {items}: {REBUILD}")
+    return entries
+
+
+def _check_splits(path: str, lengths: Ints, train: Ints, valid: Ints, test: Ints) -> None:
+    """A target needs an item before it, and training must not see it."""
+    if (train < 0).any() or (train > lengths).any():
+        raise UserError(f"{path}: column train is not within 0 .. the history's length: {REBUILD}")
+    for name, place in (("valid", valid), ("test", test)):
+        if (place < -1).any() or (place == 0).any() or (place >= lengths).any():
+            raise UserError(f"{path}: column {name} is neither -1 nor a place after the first item: {REBUILD}")
+        if ((place >= 0) & (place < train)).any():
+            raise UserError(f"{path}: column {name} names an item of the train part: {REBUILD}")
+
+
 def _with_first_index(url: str, files: list[FileEntry]) -> Iterator[tuple[int, FileEntry]]:
     expected = 1
     for entry in files:
@@ -198,7 +255,7 @@ def _with_first_index(url: str, files: list[FileEntry]) -> Iterator[tuple[int, F
         expected += entry.rows
 
 
-def _integers(path: str, table: Any, name: str) -> NDArray[np.int64]:
+def _integers(path: str, table: Any, name: str) -> Ints:
     column = table.column(name)
     if not pa.types.is_integer(column.type) or column.null_count:
         raise UserError(f"{path}: column {name} is not integer without nulls: {REBUILD}")

@@ -22,9 +22,6 @@ from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 Ints = NDArray[np.int64]
 T = TypeVar("T")
 
-HELD_OUT = 2
-"""Training never sees the last items of a history: the validation and the test target."""
-
 
 def train_batches(
     dataset: Dataset,
@@ -41,9 +38,10 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This rank's slices of the epoch's global batches, one built ahead in a thread.
 
-    A user's sample is the last L + 1 items of the train part, seq[:-2]: the input
-    all but the last, the target all but the first. A train part of one item has
-    nothing to predict and takes no part in its batch.
+    A user's sample is the last L + 1 items of the train part, the first `train` of
+    the history: the input all but the last, the target all but the first. A train
+    part of fewer than two items has nothing to predict and takes no part in its batch;
+    a global batch may be without any position.
 
     Every rank gets steps_per_epoch(dataset.users, batch_size) - start_step batches,
     with B = P = 0 where its slice is empty. `items` always starts with 0, padding,
@@ -74,7 +72,7 @@ def train_batches(
 def eval_batches(
     dataset: Dataset, split: Literal["valid", "test"], *, batch_size: int, max_length: int, rank: int, world_size: int
 ) -> Iterator[EvalBatch]:
-    """This rank's slices of all users in shard order; the target is seq[-2] (valid) or seq[-1] (test).
+    """This rank's slices of all users in shard order; those without a target of the split are left out.
 
     The context is the last L items before the target, the history all of them.
     Every rank gets the same number of batches, with B = 0 where its slice is empty.
@@ -92,12 +90,11 @@ def eval_batches(
 def _train_batch(
     dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int], shared: Ints | None, negative_weight: float
 ) -> Batch:
-    offsets, histories = dataset.gather(rows)
-    starts, stops = offsets[:-1], offsets[1:] - HELD_OUT
-    kept = stops - starts >= 2
-    rows, starts, stops = rows[kept], starts[kept], stops[kept]
-    sizes = np.minimum(stops - starts, max_length + 1)
-    sample = histories[ranges(stops - sizes, sizes)]
+    histories = dataset.gather(rows)
+    kept = histories.train >= 2
+    rows, starts, lengths = rows[kept], histories.offsets[:-1][kept], histories.train[kept]
+    sizes = np.minimum(lengths, max_length + 1)
+    sample = histories.items[ranges(starts + lengths - sizes, sizes)]
     padding = len(sizes) * (max_length + 1) - len(sample)
 
     ends = np.cumsum(sizes)
@@ -107,8 +104,7 @@ def _train_batch(
     is_target[ends - sizes] = False
 
     if shared is None:
-        lengths = stops - starts
-        train_items = histories[ranges(starts, lengths)]
+        train_items = histories.items[ranges(starts, lengths)]
         negatives = uniform_negatives(*key, rows, sizes, train_items, lengths, dataset.items)
         padding *= 2
     else:
@@ -140,18 +136,20 @@ def _sampled(items: Tensor, key: tuple[int, int, int], share: float) -> Tensor:
 
 
 def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:
-    offsets, histories = dataset.gather(rows)
-    target = offsets[1:] - (2 if split == "valid" else 1)
-    lengths = target - offsets[:-1]
+    histories = dataset.gather(rows)
+    place = histories.valid if split == "valid" else histories.test
+    kept = place >= 0
+    starts, lengths = histories.offsets[:-1][kept], place[kept]
+    target = starts + lengths
     sizes = np.minimum(lengths, max_length)
-    context = histories[ranges(target - sizes, sizes)]
+    context = histories.items[ranges(target - sizes, sizes)]
     items, places = np.unique(np.concatenate([[0], context]), return_inverse=True)
     return EvalBatch(
         items=_tensor(items),
         lengths=_tensor(sizes),
         inputs=_tensor(places[1:]),
-        targets=_tensor(histories[target]),
-        history=_tensor(histories[ranges(offsets[:-1], lengths)]),
+        targets=_tensor(histories.items[target]),
+        history=_tensor(histories.items[ranges(starts, lengths)]),
         history_lengths=_tensor(lengths),
     )
 

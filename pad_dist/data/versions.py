@@ -11,6 +11,7 @@ the one it opened. A directory that the pointer does not name was never publishe
 
 from __future__ import annotations
 
+import re
 import secrets
 
 from pad_dist import storage
@@ -28,7 +29,29 @@ def published(root: str) -> list[str]:
 
 def current(root: str) -> str | None:
     """Id of the version that a new reader opens."""
-    return (published(root) or [None])[-1]
+    known = published(root)
+    return known[-1] if known else None
+
+
+def find(root: str, name: str | None = None) -> str:
+    """Id of the published version that `name` means: its number, its id or how its id begins; the current one for None.
+
+    Raises:
+        UserError: no dataset at `root`, no such version, or several that `name` may mean.
+    """
+    known = published(root)
+    if not known:
+        whole = root_of(root)
+        hint = f"{root} is one version of {whole}: give that" if whole != root else "build it first, or check the path"
+        raise UserError(f"{root} holds no {_POINTER}, so no dataset is there: {hint}")
+    if name is None:
+        return known[-1]
+    numbered = [version for version in known if name.isdecimal() and number(version) == int(name)]
+    found = numbered or [version for version in known if version.startswith(name)]
+    if len(found) != 1:
+        problem = f"may mean {len(found)} versions" if found else "is no published version"
+        raise UserError(f"{root}: {name!r} {problem}; there are {', '.join(known)}: give one of them or its number")
+    return found[0]
 
 
 def version_url(root: str, version: str) -> str:
@@ -55,7 +78,7 @@ def root_of(url: str) -> str:
 
 def next_id(root: str) -> str:
     """Id for a build that starts now: the next number, and letters that no other build has."""
-    return f"{max([0, *map(number, _present(root))]) + 1:06d}-{secrets.token_hex(4)}"
+    return f"{max([0, *map(number, present(root))]) + 1:06d}-{secrets.token_hex(4)}"
 
 
 def publish(root: str, version: str, grown_from: str | None) -> None:
@@ -65,15 +88,21 @@ def publish(root: str, version: str, grown_from: str | None) -> None:
         UserError: another build has published since this one began from `grown_from`.
     """
     before = published(root)
-    if (before or [None])[-1] != grown_from:
+    newest = before[-1] if before else None
+    if newest != grown_from:
         raise UserError(
-            f"{root}: version {before[-1] if before else 'none'} was published while this build grew from "
-            f"{grown_from}: run it again, and one build of a dataset at a time"
+            f"{root}: version {newest} was published while this build grew from {grown_from}: "
+            "run it again, and one build of a dataset at a time"
         )
     storage.write_json(storage.join(root, _POINTER), {"versions": [*before, version]})
-    for other in _present(root):
-        if other not in before and number(other) < number(version):
-            storage.remove(version_url(root, other))
+    for other in abandoned(root):
+        storage.remove(version_url(root, other))
+
+
+def abandoned(root: str) -> list[str]:
+    """Directories that were never published, or retired and not yet deleted: older than the current version."""
+    known = published(root)
+    return [v for v in present(root) if known and v not in known and number(v) < number(known[-1])]
 
 
 def retire(root: str, versions: list[str]) -> None:
@@ -90,9 +119,10 @@ def retire(root: str, versions: list[str]) -> None:
         storage.remove(version_url(root, version))
 
 
-def _present(root: str) -> list[str]:
+def present(root: str) -> list[str]:
     """Ids of all directories, published or not."""
     fs, path = storage.filesystem(storage.join(root, _FOLDER))
     if not fs.isdir(path):
         return []
-    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+    names = (name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+    return sorted(name for name in names if re.fullmatch(r"\d{6,}-[0-9a-f]{8}", name))

@@ -19,16 +19,16 @@ MISSED = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class ItemSlice:
-    """The item vectors of one rank: item_index `first` to `first` + n - 1.
+    """The candidates that one rank scores.
 
-    The slices of all ranks cover 0..N (or 1..N) without overlap; n may be 0.
+    An item in no rank's slice is never ranked: padding, and items that are out of use.
 
     Attributes:
-        first: item_index of the first row.
+        items: [n] item_index, ascending, in no other rank's slice; n may be 0.
         vectors: [n, D].
     """
 
-    first: int
+    items: Tensor
     vectors: Tensor
 
 
@@ -42,12 +42,11 @@ def rank_targets(
     group: dist.ProcessGroup | None = None,
     score_bytes: int = SCORE_BYTES,
 ) -> Tensor:
-    """Rank of each target among all items: 1 + #greater + #equal (other) items.
+    """Rank of each target among all candidates: 1 + #greater + #equal (other) items.
 
     A collective call. Each rank gives its own users (b may differ and be 0) and
     scores everyone's users against its own items; counts are summed over ranks.
-    Items of the history score -inf; a target among them has rank MISSED. Item 0,
-    padding, is no candidate.
+    Items of the history score -inf; a target among them has rank MISSED.
 
     Items with equal vectors tie, and count against the target, as long as the matrix
     product rounds equal columns alike. Every rank multiplies matrices of the same
@@ -56,10 +55,10 @@ def rank_targets(
 
     Args:
         users: [b, D] user vectors of this rank.
-        targets: [b] item_index of the held-out item.
+        targets: [b] item_index of the held-out item, a candidate.
         history: [H] item_index of each user's earlier items, end to end.
         history_lengths: [b] earlier items per user.
-        item_slice: this rank's item vectors, same dtype as `users`.
+        item_slice: this rank's candidates, vectors of the same dtype as `users`.
         group: None is the default group, or this process alone where none is initialised.
 
     Returns:
@@ -69,10 +68,11 @@ def rank_targets(
         UserError: on every rank, if any score is NaN or infinite (a comparison
             with NaN is false and would help the target).
     """
-    first, vectors = item_slice.first, item_slice.vectors
+    vectors = item_slice.vectors
     users, targets = gather_rows(users, group), gather_rows(targets, group)
     history, history_lengths = gather_rows(history, group), gather_rows(history_lengths, group)
     owners = torch.repeat_interleave(torch.arange(len(users), device=users.device), history_lengths)
+    target_places, seen_places = _places(item_slice.items, targets), _places(item_slice.items, history)
 
     # Every rank takes the same chunks, since each ends in a collective, and the same width:
     # a matrix product chooses its kernel, and with it the rounding, by the shape.
@@ -80,18 +80,16 @@ def rank_targets(
     widest = int(_all_reduce(torch.tensor(count, device=users.device), dist.ReduceOp.MAX, group))
     if count < widest:
         vectors = F.pad(vectors, (0, 0, 0, widest - count))
-    padding = 1 if first == 0 else 0
-    first += padding
     chunk = max(1, score_bytes // max(1, widest * vectors.element_size()))
     broken = torch.zeros((), dtype=torch.int64, device=users.device)
     ranks = torch.zeros(len(users), dtype=torch.int64, device=users.device)
     for start in range(0, len(users), chunk):
         stop = min(start + chunk, len(users))
-        scores = _scores(users[start:stop], vectors)[:, padding:count]
+        scores = _scores(users[start:stop], vectors)[:, :count]
         broken += ~_all_finite(scores)
-        mine = (owners >= start) & (owners < stop) & (history >= first) & (history < first + scores.shape[1])
-        scores[owners[mine] - start, history[mine] - first] = -torch.inf
-        target = _owned(scores, targets[start:stop] - first)
+        mine = (owners >= start) & (owners < stop) & (seen_places >= 0)
+        scores[owners[mine] - start, seen_places[mine]] = -torch.inf
+        target = _owned(scores, target_places[start:stop])
         target = _all_reduce(target, dist.ReduceOp.MAX, group)
         # The target itself is among the scores >= its own: this is the 1 of the formula.
         ranks[start:stop] = (scores >= target[:, None]).sum(1)
@@ -117,7 +115,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def lookup_columns(items: Tensor, columns: Tensor, first: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Values of `items` from columns that are sharded like the item vectors.
+    """Values of `items` from columns that are sharded by rows.
 
     Args:
         items: [b] item_index, the same on every rank (see `gather_rows`).
@@ -141,9 +139,15 @@ def _scores(users: Tensor, vectors: Tensor) -> Tensor:
     return users @ vectors.T
 
 
+def _places(items: Tensor, wanted: Tensor) -> Tensor:
+    """[m] row in `items` (ascending) of each wanted item, -1 where it is in none."""
+    places = torch.searchsorted(items, wanted)
+    return places.where(F.pad(items, (0, 1), value=-1)[places] == wanted, -1)
+
+
 def _owned(scores: Tensor, places: Tensor) -> Tensor:
-    """[b] score at each place, -inf where the place is another rank's."""
-    own = (places >= 0) & (places < scores.shape[1])
+    """[b] score at each place, -inf where the place is -1."""
+    own = places >= 0
     target = torch.full((len(scores),), -torch.inf, dtype=scores.dtype, device=scores.device)
     target[own] = scores[own, places[own]]
     return target

@@ -32,7 +32,7 @@ class RowShards:
         group: dist.ProcessGroup | None,
     ) -> None:
         """`read(start, stop)` gives [stop - start, width] for a range of rows."""
-        self._group = group
+        self.group = group
         self.rank = dist.get_rank(group) if group else 0
         self.world_size = dist.get_world_size(group) if group else 1
         self.rows = rows
@@ -41,16 +41,16 @@ class RowShards:
 
     def lookup(self, items: Tensor) -> Tensor:
         """items [U] ascending item_index -> [U, width]. Collective."""
-        if self._group is None:
+        if self.group is None:
             return self.local[items]
         size = max(-(-self.rows // self.world_size), 1)
         # Ascending items are already grouped by their owner's rank.
         wanted = torch.bincount(items // size, minlength=self.world_size)
         asked = torch.empty_like(wanted)
-        dist.all_to_all_single(asked, wanted, group=self._group)
+        dist.all_to_all_single(asked, wanted, group=self.group)
         wanted_list, asked_list = wanted.tolist(), asked.tolist()
         requests = items.new_empty(sum(asked_list))
-        dist.all_to_all_single(requests, items, asked_list, wanted_list, group=self._group)
+        dist.all_to_all_single(requests, items, asked_list, wanted_list, group=self.group)
         answers = self.local[requests - self.start]
         rows = self.local.new_empty(len(items), self.local.shape[1])
         # Sent as bytes: the frozen types (half, uint8) differ in what collectives support.
@@ -60,6 +60,6 @@ class RowShards:
             answers.view(torch.uint8).view(len(requests), width),
             wanted_list,
             asked_list,
-            group=self._group,
+            group=self.group,
         )
         return rows

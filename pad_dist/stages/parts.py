@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass
 
 from pad_dist import storage
-from pad_dist.config import STAGES, Config, ExpertName, StageName
+from pad_dist.config import Config, ExpertName, StageName
 from pad_dist.data.dataset import Dataset
-from pad_dist.data.text_table import check_recipe, text_manifest
+from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
+from pad_dist.stages.earlier import check_fits, earlier
+from pad_dist.stages.trained_on import other_version
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,19 @@ def needs_text(stage: StageName) -> bool:
     return PARTS[stage].experts != ("id",)
 
 
-def predecessor(stage: StageName) -> StageName | None:
-    """The stage that must be trained before."""
-    place = STAGES.index(stage)
-    return STAGES[place - 1] if place else None
+def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertName, ExpertName], ...]:
+    """What the stage takes over from this run's earlier stages.
+
+    A continued stage starts from the earlier run's; but what it freezes, it takes as this run's own stages left it.
+    """
+    frozen = config.disentangle.freeze if stage == "disentangle" else ()
+    return tuple(entry for entry in PARTS[stage].inherits if not config.continue_from or entry[2] in frozen)
+
+
+def reads_text(config: Config, stage: StageName, dataset: Dataset) -> bool:
+    """Whether the stage reads text vectors: for its model, or to place items that an earlier run does not know."""
+    grown = bool(config.continue_from) and dataset.items > earlier(config, stage).items
+    return needs_text(stage) or grown
 
 
 def stage_dir(config: Config, stage: StageName) -> str:
@@ -61,15 +72,24 @@ def command(config_path: str, stage: StageName) -> str:
 
 
 def check_ready(config: Config, stage: StageName, config_path: str) -> None:
-    """Refuse a stage before its predecessor is trained, or on text vectors of another model, naming the fix."""
-    if needs_text(stage):
-        check_recipe(config.dataset, config.text)
-    before = predecessor(stage)
-    if before is not None and not is_trained(config, before):
-        raise UserError(
-            f"{stage} needs a trained {before} stage in {stage_dir(config, before)} with these settings and data: "
-            f"run `{command(config_path, before)}` first"
-        )
+    """Refuse a stage before what it starts from is trained, or without the text vectors it reads, naming the fix.
+
+    Raises:
+        UserError: see `text_manifest`, `check_fits`; or an earlier stage is not trained on these settings and data.
+    """
+    dataset = Dataset.open(config.dataset)
+    if config.continue_from:
+        check_fits(config, stage, dataset, text=needs_text(stage))
+    if reads_text(config, stage, dataset):
+        text_manifest(dataset.url, config.text)
+    for before, _, _ in inherits(config, stage):
+        if not is_trained(config, before):
+            again = command(config_path, before)
+            raise UserError(
+                other_version(f"{stage_dir(config, before)}/result.json", dataset, again)
+                or f"{stage} needs a trained {before} stage in {stage_dir(config, before)} with these settings and "
+                f"data: run `{again}` first"
+            )
 
 
 def is_trained(config: Config, stage: StageName) -> bool:
@@ -84,16 +104,18 @@ def evaluation_mark(config: Config, stage: StageName) -> str:
 
 
 def fingerprint(config: Config, stage: StageName) -> str:
-    """Hex digest of all that determines the stage's result: settings, data, predecessors.
+    """Hex digest of all that determines the stage's result: settings, data, and the stages it starts from.
 
     Where it runs (world_size, device, logging, memory) does not enter.
     """
     dataset = Dataset.open(config.dataset)
-    before = predecessor(stage)
+    text = None
+    if reads_text(config, stage, dataset):
+        text = [text_manifest(dataset.url, config.text).content_hash(), config.text.center]
     settings = {
         "seed": config.seed,
         "dataset": dataset.content_hash,
-        "text": [text_manifest(config.dataset).content_hash(), config.text.center] if needs_text(stage) else None,
+        "text": text,
         "model": config.model.model_dump(),
         "sparse": config.sparse.model_dump(exclude={"backend", "sharding", "memory_gib"}),
         "training": config.training.model_dump(
@@ -101,6 +123,7 @@ def fingerprint(config: Config, stage: StageName) -> str:
         ),
         "validate_every": config.evaluation.every,
         "stage": config.stage(stage).model_dump(),
-        "before": fingerprint(config, before) if before else None,
+        "before": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
+        "continues": earlier(config, stage).fingerprint if config.continue_from else None,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

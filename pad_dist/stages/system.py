@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pad_dist.config import Config, StageName
@@ -14,11 +15,14 @@ from pad_dist.data.batches import Batch, EvalBatch, Rows
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
+from pad_dist.sparse.new_rows import fill_new_rows
 from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import Tables, TableSpec, build_tables
 from pad_dist.sparse.text_rows import TextRows
-from pad_dist.stages.parts import MAIN_SCORER, PARTS, command, fingerprint, needs_text, stage_dir
-from pad_dist.training.checkpoint import checkpoint_meta, latest_checkpoint, load_dense, load_tables
+from pad_dist.stages.earlier import earlier
+from pad_dist.stages.parts import MAIN_SCORER, PARTS, command, fingerprint, inherits, needs_text, stage_dir
+from pad_dist.stages.trained_on import other_version
+from pad_dist.training.checkpoint import checkpoint_meta, latest_checkpoint, load_dense, load_first_rows, load_tables
 from pad_dist.training.ranks import Ranks
 
 
@@ -63,14 +67,14 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     parts = PARTS[stage]
     settings = config.stage(stage)
     dataset = Dataset.open(config.dataset)
-    group = ranks.group if ranks.world_size > 1 else None
     spec = TableSpec(parts.tables, dataset.items + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
     tables = build_tables(spec, config.sparse, ranks.device, ranks.world_size)
-    text = None
-    if needs_text(stage):
-        text = TextRows(config.dataset, dataset.items, center=config.text.center, device=ranks.device, group=group)
+    text = _text_rows(config, dataset, ranks) if needs_text(stage) else None
     bins = RowShards(
-        lambda start, stop: dataset.item_columns(start, stop)[1][:, None], dataset.items + 1, ranks.device, group
+        lambda start, stop: dataset.item_columns(start, stop)[1][:, None],
+        dataset.items + 1,
+        ranks.device,
+        _group(ranks),
     )
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
@@ -79,22 +83,36 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
 
 
 def initialise(system: System) -> None:
-    """Give a new stage its first weights: drawn from the seed, then inherited where the method says so.
+    """Give a stage its first weights: drawn from the seed or an earlier run's, then inherited from earlier stages.
 
     Raises:
-        UserError: a predecessor has no checkpoint, or one of other settings or data.
+        UserError: what it starts from has no checkpoint, or one of other settings or data.
     """
     config = system.config
-    system.tables.initialise(seed=config.seed, std=config.sparse.init_std)
+    if config.continue_from:
+        _continue(system)
+    else:
+        system.tables.initialise(seed=config.seed, std=config.sparse.init_std)
     weights = system.tables.state()
     dense = system.pad.state_dict()
-    for source, there, here in PARTS[system.stage].inherits:
+    for source, there, here in inherits(config, system.stage):
         path = _checkpoint(config, source)
         load_tables(path, {there: weights[here]})
-        # Fusion and projector of a new aligned expert are not in the source: they stay random.
+        # Fusion and projector of a new aligned expert are not in the source: they stay as they are.
         for name, value in load_dense(path).items():
             if name.startswith(f"experts.{there}."):
                 dense[name.replace(f"experts.{there}.", f"experts.{here}.", 1)].copy_(value)
+
+
+def _continue(system: System) -> None:
+    """Weights and known rows of the same stage of an earlier run; new rows from items with like texts."""
+    source = earlier(system.config, system.stage)
+    load_first_rows(source.path, system.tables.local_shards(), source.items + 1)
+    system.pad.load_state_dict(load_dense(source.path))
+    items = system.dataset.items
+    if items > source.items:
+        text = system.text or _text_rows(system.config, system.dataset, system.ranks)
+        fill_new_rows(system.tables, text.lookup, system.bins, source.items)
 
 
 def load_trained(config: Config, stage: StageName, ranks: Ranks) -> System:
@@ -115,9 +133,18 @@ def _checkpoint(config: Config, stage: StageName) -> Path:
     path = latest_checkpoint(stage_dir(config, stage), again)
     if checkpoint_meta(path)["fingerprint"] != fingerprint(config, stage):
         raise UserError(
-            f"{path} was trained with other settings or data than this run's: run `{again}` or use another --out"
+            other_version(f"{stage_dir(config, stage)}/result.json", Dataset.open(config.dataset), again)
+            or f"{path} was trained with other settings than this run's: run `{again}` or use another --out"
         )
     return path
+
+
+def _text_rows(config: Config, dataset: Dataset, ranks: Ranks) -> TextRows:
+    return TextRows(dataset.url, config.text, dataset.items, device=ranks.device, group=_group(ranks))
+
+
+def _group(ranks: Ranks) -> dist.ProcessGroup | None:
+    return ranks.group if ranks.world_size > 1 else None
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

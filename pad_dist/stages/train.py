@@ -19,6 +19,7 @@ from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import fingerprint, stage_dir
 from pad_dist.stages.system import System, build_system, initialise
+from pad_dist.stages.trained_on import record
 from pad_dist.training.checkpoint import save_checkpoint
 from pad_dist.training.engine import build_engine, full_state
 from pad_dist.training.loop import Best, Metrics, Schedule, fit
@@ -51,7 +52,7 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
         if ranks.is_first:
             storage.remove(result)
         meta = {"fingerprint": mark, "stage": stage, "epoch": best.epoch, "valid": best.metrics}
-        meta |= {"config": config.model_dump(mode="json"), "dataset": system.dataset.content_hash}
+        meta |= {"config": config.model_dump(mode="json"), "dataset": record(system.dataset)}
         save_checkpoint(stage_dir(config, stage), best.step, scoring_weights(), system.tables.state(), meta, ranks)
 
     training = config.training
@@ -78,7 +79,7 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
         )
     if ranks.is_first:
         found = {"epoch": best.epoch, "valid": best.metrics, "environment": environment(ranks.world_size)}
-        storage.write_json(result, {"fingerprint": mark, **found})
+        storage.write_json(result, {"fingerprint": mark, "dataset": record(system.dataset), **found})
     return best
 
 

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Size, Tensor
+from torch.distributed.checkpoint import (
+    ChunkStorageMetadata,
+    DefaultLoadPlanner,
+    LoadPlan,
+    TensorStorageMetadata,
+    WriteItem,
+)
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from pad_dist import storage
 from pad_dist.errors import UserError
+from pad_dist.sparse.tables import Shard
 from pad_dist.training.ranks import Ranks
 
 _COMPLETE = "COMPLETE"
@@ -73,8 +84,58 @@ def load_tables(path: Path, tables: Mapping[str, Any]) -> None:
         dcp.load(dict(tables), storage_reader=HuggingFaceStorageReader(str(path / "tables")))
 
 
+def load_first_rows(path: Path, shards: Iterable[Shard], rows: int) -> None:
+    """Fill rows 0..rows-1 of tables in place from the tables of `rows` rows in a checkpoint. Collective.
+
+    Each rank reads what its shards hold of them and leaves their later rows alone.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load({}, storage_reader=HuggingFaceStorageReader(str(path / "tables")), planner=_FirstRows(shards, rows))
+
+
+class _FirstRows(DefaultLoadPlanner):
+    """Asks for the first rows of tables that have grown; by itself a table loads at its own size alone."""
+
+    def __init__(self, shards: Iterable[Shard], rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        starts = [shard for shard in shards if shard.first_row < rows]
+        self._parts = {(s.table, s.first_row, s.first_column): s.tensor[: rows - s.first_row] for s in starts}
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        items = []
+        for (table, *place), part in self._parts.items():
+            saved = self.metadata.state_dict_metadata[table]
+            assert isinstance(saved, TensorStorageMetadata)
+            if saved.size[0] != self._rows:
+                raise ValueError(f"table {table} of the checkpoint has {saved.size[0]} rows, not {self._rows}")
+            chunk = ChunkStorageMetadata(Size(place), part.size())
+            items += create_read_items_for_chunk_list(table, saved, [chunk])
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self._parts[(index.fqn, *index.offset)]
+
+
 def _quiet_save(tables: Mapping[str, Any], path: Path, ranks: Ranks) -> None:
     with warnings.catch_warnings():
         # ShardedTensor is TorchRec's own type; its deprecation is not the user's concern.
         warnings.simplefilter("ignore")
-        dcp.save(dict(tables), storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+        dcp.save(dict(tables), storage_writer=_Writer(str(path), save_distributed=True))
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Puts several shards of one table (column-wise) into several files: a file has one tensor of a name."""
+
+    def _split_by_storage_plan(
+        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
+    ) -> dict[int, list[WriteItem]]:
+        files: dict[int, list[WriteItem]] = {}
+        seen: Counter[str] = Counter()
+        for item in items:
+            seen[item.index.fqn] += 1
+            files.setdefault(seen[item.index.fqn], []).append(item)
+        return files

@@ -6,7 +6,7 @@ import logging
 import os
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +36,12 @@ class Ranks:
         """Sum over ranks, in place, returned for convenience. Collective."""
         dist.all_reduce(value, group=self.group)
         return value
+
+    def from_first(self, find: Callable[[], str]) -> str:
+        """What the first rank finds, on every rank. Collective."""
+        found = [find() if self.is_first else ""]
+        dist.broadcast_object_list(found, src=0, group=self.group, device=self.device)
+        return found[0]
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,28 @@ from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
 from pad_dist.data.loader import eval_batches, train_batches
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 from pad_dist.errors import UserError
-from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+from tests.support.tiny_dataset import Splits, leave_one_out, random_sequences, time_splits, write_tiny_dataset
 
 ITEMS, L, BATCH = 40, 5, 16
 SEQUENCES = random_sequences(55, ITEMS, longest=14)
 BCE = LossConfig(kind="bce")
 SHARED = LossConfig(kind="sampled_softmax", negatives=12)
+SPLITS = {"leave-one-out": leave_one_out(SEQUENCES)} | {f"time {i}": time_splits(SEQUENCES, i) for i in range(3)}
 LOSSES = pytest.mark.parametrize("loss", [BCE, SHARED], ids=["bce", "shared"])
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset.open(write_tiny_dataset(tmp_path_factory.mktemp("dataset"), SEQUENCES, ITEMS))
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    folder = tmp_path_factory.mktemp("datasets")
+    return {
+        name: Dataset.open(write_tiny_dataset(folder / name, SEQUENCES, ITEMS, splits=splits))
+        for name, splits in SPLITS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(datasets: dict[str, Dataset]) -> Dataset:
+    return datasets["leave-one-out"]
 
 
 def train(dataset: Dataset, loss: LossConfig, rank: int = 0, world_size: int = 1, **changes: Any) -> list[Batch]:
@@ -42,15 +53,20 @@ def equal(one: Batch | EvalBatch, other: Batch | EvalBatch) -> bool:
 
 
 @LOSSES
+@pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_batches_equal_a_slow_oracle(dataset: Dataset, loss: LossConfig, world_size: int) -> None:
+def test_batches_equal_a_slow_oracle(
+    datasets: dict[str, Dataset], loss: LossConfig, splits: str, world_size: int
+) -> None:
+    dataset = datasets[splits]
+    train_parts = [s[:train] for s, (train, _, _) in zip(SEQUENCES, SPLITS[splits], strict=True)]
     for rank in range(world_size):
         found = train(dataset, loss, rank, world_size)
         rows = list(epoch_batches(7, 2, dataset.shard_rows, BATCH))
         assert len(found) == len(rows) == steps_per_epoch(dataset.users, BATCH)
         for batch, everyone in zip(found, rows, strict=True):
             mine = rank_slice(everyone, rank, world_size)
-            parts = [SEQUENCES[row][:-2] for row in mine if len(SEQUENCES[row]) > 3]
+            parts = [train_parts[row] for row in mine if len(train_parts[row]) > 1]
             samples = [part[-(L + 1) :] for part in parts]
             assert batch.items.tolist() == sorted(set(batch.items.tolist())) and batch.items[0] == 0
             assert batch.lengths.tolist() == [len(sample) - 1 for sample in samples]
@@ -76,8 +92,12 @@ def test_batches_equal_a_slow_oracle(dataset: Dataset, loss: LossConfig, world_s
 
 
 @LOSSES
+@pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("share", [1.0, 0.4])
-def test_ranks_together_are_the_single_rank_batch(dataset: Dataset, loss: LossConfig, share: float) -> None:
+def test_ranks_together_are_the_single_rank_batch(
+    datasets: dict[str, Dataset], loss: LossConfig, splits: str, share: float
+) -> None:
+    dataset = datasets[splits]
     everyone = [train(dataset, loss, rank, 3, occurrence_share=share) for rank in range(3)]
     for whole, *parts in zip(train(dataset, loss, occurrence_share=share), *everyone, strict=True):
         assert torch.cat([part.lengths for part in parts]).equal(whole.lengths)
@@ -134,35 +154,75 @@ def test_another_share_of_the_items_is_drawn_every_step(dataset: Dataset) -> Non
 
 
 @LOSSES
-def test_held_out_items_never_reach_training(dataset: Dataset, loss: LossConfig, tmp_path: Path) -> None:
-    changed = [[*s[:-2], 1 + (s[-2] + 7) % ITEMS, 1 + (s[-1] + 11) % ITEMS] for s in SEQUENCES]
-    assert all(a[-2:] != b[-2:] for a, b in zip(changed, SEQUENCES, strict=True))
-    other = Dataset.open(write_tiny_dataset(tmp_path, changed, ITEMS))
+def test_a_global_batch_without_any_position_is_a_step_on_every_rank(loss: LossConfig, tmp_path: Path) -> None:
+    untrained = [(n % 2, -1, len(s) - 1) for n, s in enumerate(SEQUENCES)]
+    dataset = Dataset.open(write_tiny_dataset(tmp_path, SEQUENCES, ITEMS, splits=untrained))
+    for rank in range(2):
+        found = train(dataset, loss, rank, 2)
+        assert len(found) == 4
+        for batch in found:
+            assert batch.positions == len(batch.lengths) == len(batch.inputs) == len(batch.targets) == 0
+            assert batch.items[0] == 0 and len(batch.negatives) == (12 if loss is SHARED else 0)
+            assert batch.occurrences.sum() == (12 if loss is SHARED and rank == 0 else 0)
+
+
+@LOSSES
+@pytest.mark.parametrize("splits", SPLITS)
+def test_held_out_items_never_reach_training(
+    datasets: dict[str, Dataset], loss: LossConfig, splits: str, tmp_path: Path
+) -> None:
+    dataset = datasets[splits]
+    changed = [
+        s[:train] + [1 + (item + 7) % ITEMS for item in s[train:]]
+        for s, (train, _, _) in zip(SEQUENCES, SPLITS[splits], strict=True)
+    ]
+    assert sum(a != b for a, b in zip(changed, SEQUENCES, strict=True)) > 40
+    other = Dataset.open(write_tiny_dataset(tmp_path, changed, ITEMS, splits=SPLITS[splits]))
     assert all(equal(a, b) for a, b in zip(train(dataset, loss), train(other, loss), strict=True))
     for before, after in zip(dataset.item_columns(0, ITEMS + 1), other.item_columns(0, ITEMS + 1), strict=True):
         assert (before == after).all()
 
 
-@pytest.mark.parametrize(("name", "place"), [("valid", -2), ("test", -1)])
+def test_the_splits_of_these_tests_have_every_kind_of_user() -> None:
+    found = {(min(train, 2), valid >= 0, test >= 0) for name in SPLITS for train, valid, test in SPLITS[name]}
+    every = set(itertools.product((0, 1, 2), (True, False), (True, False)))
+    assert found == every - {(0, False, False), (1, False, False)}  # a history of one event; these have three
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize(("name", "column"), [("valid", 1), ("test", 2)])
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_evaluation_equals_a_slow_oracle(
-    dataset: Dataset, name: Literal["valid", "test"], place: int, world_size: int
+    datasets: dict[str, Dataset], splits: str, name: Literal["valid", "test"], column: int, world_size: int
 ) -> None:
-    settings = {"batch_size": BATCH, "max_length": L, "world_size": world_size}
-    ranks = [list(eval_batches(dataset, name, rank=rank, **settings)) for rank in range(world_size)]  # type: ignore[arg-type]
+    ranks = [evaluation(datasets[splits], name, rank, world_size) for rank in range(world_size)]
     assert {len(found) for found in ranks} == {4}
-    users = iter(SEQUENCES)
+    places: Splits = SPLITS[splits]
+    users = ((s, user[column]) for s, user in zip(SEQUENCES, places, strict=True) if user[column] != -1)
     for step in zip(*ranks, strict=True):
         for batch in step:
             contexts = split(batch.items[batch.inputs], batch.lengths)
             histories = split(batch.history, batch.history_lengths)
             for target, context, history in zip(batch.targets.tolist(), contexts, histories, strict=True):
-                sequence = next(users)
+                sequence, place = next(users)
                 assert target == sequence[place]
                 assert history == sequence[:place]
                 assert context == sequence[:place][-L:]
             assert batch.items.tolist() == sorted({0, *batch.items[batch.inputs].tolist()})
     assert next(users, None) is None
+
+
+def test_a_step_in_which_nobody_has_a_target_is_still_taken(tmp_path: Path) -> None:
+    splits = [(1, -1, 2 if row >= 50 else -1) for row in range(len(SEQUENCES))]
+    dataset = Dataset.open(write_tiny_dataset(tmp_path, SEQUENCES, ITEMS, splits=splits))
+    for rank in range(2):
+        found = evaluation(dataset, "test", rank, 2)
+        assert [len(batch.targets) for batch in found] == [0, 0, 0, [1, 4][rank]]
+        assert found[0].items.tolist() == [0] and not len(found[0].history)
+
+
+def evaluation(dataset: Dataset, name: Literal["valid", "test"], rank: int, world_size: int) -> list[EvalBatch]:
+    return list(eval_batches(dataset, name, batch_size=BATCH, max_length=L, rank=rank, world_size=world_size))
 
 
 def test_a_broken_shard_stops_the_caller(tmp_path: Path) -> None:

@@ -12,33 +12,44 @@ from pad_dist.evaluation.metrics import rank_counts, summarize
 from pad_dist.evaluation.ranking import MISSED, ItemSlice, gather_rows, lookup_columns, rank_targets
 from tests.support.ranks import run_ranks
 
-Case = tuple[Tensor, Tensor, list[list[int]], Tensor]
+Case = tuple[Tensor, Tensor, list[list[int]], Tensor, Tensor]
 BROKEN = "the model gives NaN or infinite scores: lower the learning rate and train again"
 SHAPES = [(1, 12, 2), (7, 30, 3), (23, 101, 4), (64, 40, 1)]
 """Users, items, width."""
 
 
 def case(users: int, items: int, dim: int, seed: int) -> Case:
-    """Small integers, so that scores are exact and ties are many; some targets repeat the history."""
+    """Small integers, so that scores are exact and ties are many; some targets repeat the history.
+
+    The candidates are about 80 % of the items; targets and history are among them, the others have the same vectors.
+    """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randint(-2, 3, (items + 1, dim), generator=generator).float()
     queries = torch.randint(-2, 3, (users, dim), generator=generator).float()
-    targets = torch.randint(1, items + 1, (users,), generator=generator)
+    candidates = (torch.randperm(items, generator=generator)[: max(1, 4 * items // 5)] + 1).sort().values
+    targets = candidates[torch.randint(len(candidates), (users,), generator=generator)]
     sizes = torch.randint(1, 9, (users,), generator=generator).tolist()
-    history = [torch.randint(1, items + 1, (size,), generator=generator).tolist() for size in sizes]
-    return queries, targets, history, vectors
+    history = [candidates[torch.randint(len(candidates), (size,), generator=generator)].tolist() for size in sizes]
+    return queries, targets, history, vectors, candidates
 
 
-def oracle(queries: Tensor, targets: Tensor, history: list[list[int]], vectors: Tensor) -> list[int]:
+def oracle(
+    queries: Tensor, targets: Tensor, history: list[list[int]], vectors: Tensor, candidates: Tensor
+) -> list[int]:
     ranks = []
     for query, target, seen in zip(queries, targets.tolist(), history, strict=True):
         if target in seen:
             ranks.append(MISSED)
             continue
-        score = {i: -math.inf if i in seen else float(query @ vectors[i]) for i in range(1, len(vectors))}
+        score = {i: -math.inf if i in seen else float(query @ vectors[i]) for i in candidates.tolist()}
         others = [value for i, value in score.items() if i != target]
         ranks.append(1 + sum(v > score[target] for v in others) + sum(v == score[target] for v in others))
     return ranks
+
+
+def every_item(vectors: Tensor) -> ItemSlice:
+    """All items are candidates, for vectors [items + 1, D] with padding."""
+    return ItemSlice(torch.arange(1, len(vectors)), vectors[1:])
 
 
 def rank_all(
@@ -53,14 +64,25 @@ def rank_all(
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("score_bytes", [1, 1000, 1 << 28])
 def test_one_process_equals_the_oracle(shape: tuple[int, int, int], seed: int, score_bytes: int) -> None:
-    queries, targets, history, vectors = case(*shape, seed)
-    expected = oracle(queries, targets, history, vectors)
-    assert rank_all(queries, targets, history, ItemSlice(0, vectors), score_bytes) == expected
-    assert rank_all(queries, targets, history, ItemSlice(1, vectors[1:]), score_bytes) == expected
+    queries, targets, history, vectors, candidates = case(*shape, seed)
+    expected = oracle(queries, targets, history, vectors, candidates)
+    assert rank_all(queries, targets, history, ItemSlice(candidates, vectors[candidates]), score_bytes) == expected
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_what_is_no_candidate_counts_for_nothing_wherever_it_stands(place: str) -> None:
+    # Every item scores 1: a candidate too many would be one place too many.
+    out = {"first": 1, "middle": 6, "last": 12}[place]
+    candidates = torch.tensor([i for i in range(1, 13) if i != out])
+    targets, history = candidates.clone(), [[int(i)] for i in candidates.roll(1)]
+    found = rank_all(torch.ones(11, 1), targets, history, ItemSlice(candidates, torch.ones(11, 1)))
+    assert found == [10] * 11
+    # An event of an item that is no candidate any more masks nobody else.
+    assert rank_all(torch.ones(1, 1), targets[:1], [[out]], ItemSlice(candidates, torch.ones(11, 1))) == [11]
 
 
 CUTS = {"even": (0.5, 0.5), "a rank without items": (0.0, 0.2), "a rank without users": (0.9, 1.0)}
-"""Share of the items and of the users that rank 0 holds."""
+"""Share of the candidates and of the users that rank 0 holds."""
 
 
 def everything_on_two_ranks() -> dict[str, Any]:
@@ -72,22 +94,23 @@ def everything_on_two_ranks() -> dict[str, Any]:
 
 
 def rank_share(rank: int, seed: int, item_cut: float, user_cut: float) -> list[int]:
-    queries, targets, history, vectors = case(*SHAPES[seed], seed)
-    edge, user = int(item_cut * len(vectors)), int(user_cut * len(queries))
+    queries, targets, history, vectors, candidates = case(*SHAPES[seed], seed)
+    edge, user = int(item_cut * len(candidates)), int(user_cut * len(queries))
     mine = slice(0, user) if rank == 0 else slice(user, None)
-    item_slice = ItemSlice(0, vectors[:edge]) if rank == 0 else ItemSlice(edge, vectors[edge:])
-    return rank_all(queries[mine], targets[mine], history[mine], item_slice, score_bytes=500)
+    own = candidates[:edge] if rank == 0 else candidates[edge:]
+    return rank_all(queries[mine], targets[mine], history[mine], ItemSlice(own, vectors[own]), score_bytes=500)
 
 
-TIED_SLICES = [(2, 8, 192, 3), (2, 8, 192, 1), (7, 8, 64, 5), (12, 20, 64, 8), (51, 101, 16, 64), (1000, 3001, 192, 1)]
-"""Items of rank 0 with padding, of both ranks without, width, users."""
+TIED_SLICES = [(1, 8, 192, 3), (1, 8, 192, 1), (6, 8, 64, 5), (11, 20, 64, 8), (50, 101, 16, 64), (999, 3001, 192, 1)]
+"""Items of rank 0, of both ranks, width, users."""
 
 
 def tied_items(rank: int, edge: int, items: int, dim: int, users: int) -> list[int]:
     """Every item has the same vector, the target is the last one; rank 0 gives the users."""
     vectors, queries = tied(items, dim, users)
     mine = slice(0, users if rank == 0 else 0)
-    item_slice = ItemSlice(0, vectors[:edge]) if rank == 0 else ItemSlice(edge, vectors[edge:])
+    own = torch.arange(1, edge + 1) if rank == 0 else torch.arange(edge + 1, items + 1)
+    item_slice = ItemSlice(own, vectors[own])
     targets = torch.full((users,), items)
     return rank_all(queries[mine], targets[mine], [[]] * len(queries[mine]), item_slice)
 
@@ -100,10 +123,11 @@ def tied(items: int, dim: int, users: int) -> tuple[Tensor, Tensor]:
 
 def broken_slice(rank: int) -> str:
     """Only rank 1's items are broken: both ranks must stop, or one would wait for ever."""
-    queries, targets, history, vectors = case(7, 30, 3, 1)
-    vectors[25] = math.nan
+    queries, targets, history, vectors, candidates = case(7, 30, 3, 1)
+    vectors[candidates[-1]] = math.nan
+    own = candidates.chunk(2)[rank]
     try:
-        rank_all(queries, targets, history, ItemSlice(20 * rank, vectors[:20] if rank == 0 else vectors[20:]))
+        rank_all(queries, targets, history, ItemSlice(own, vectors[own]))
     except UserError as error:
         return str(error)
     return "ranked"
@@ -145,9 +169,9 @@ def test_rows_and_columns_of_uneven_ranks_come_together(on_two: list[dict[str, A
 
 
 def test_a_constant_scorer_never_hits() -> None:
-    queries, targets, _, vectors = case(23, 101, 4, 0)
-    ranks = rank_all(queries, targets, [[]] * 23, ItemSlice(0, torch.ones_like(vectors)))
-    assert ranks == [101] * 23
+    queries, targets, _, vectors, candidates = case(23, 101, 4, 0)
+    ranks = rank_all(queries, targets, [[]] * 23, ItemSlice(candidates, torch.ones_like(vectors[candidates])))
+    assert ranks == [len(candidates)] * 23
     none = torch.ones(23, dtype=torch.int64)
     assert summarize(rank_counts(torch.tensor(ranks), none, none, 5))["hr@10"] == 0
 
@@ -159,37 +183,32 @@ def test_equal_items_tie_however_many_users_a_chunk_has(items: int, dim: int, sc
     vectors, queries = tied(items, dim, users)
     for target in (1, items):
         targets = torch.full((users,), target)
-        assert rank_all(queries, targets, [[]] * users, ItemSlice(0, vectors), score_bytes) == [items] * users
+        assert rank_all(queries, targets, [[]] * users, every_item(vectors), score_bytes) == [items] * users
 
 
 @pytest.mark.parametrize("items", [2, 10, 50])
 def test_a_target_that_the_history_holds_is_a_miss_in_a_catalogue_of_any_size(items: int) -> None:
     vectors = torch.arange(items + 1.0)[:, None]
     query, target = torch.ones(1, 1), torch.tensor([items])
-    assert rank_all(query, target, [[items - 1]], ItemSlice(0, vectors)) == [1]
-    ranks = rank_all(query, target, [[1, items]], ItemSlice(0, vectors))
+    assert rank_all(query, target, [[items - 1]], every_item(vectors)) == [1]
+    ranks = rank_all(query, target, [[1, items]], every_item(vectors))
     assert ranks == [MISSED]
     one = torch.ones(1, dtype=torch.int64)
     metrics = summarize(rank_counts(torch.tensor(ranks), one, one, 5))
     assert (metrics["users"], metrics["hr@10"], metrics["ndcg@10"]) == (1, 0.0, 0.0)
 
 
-def test_padding_is_no_candidate_whatever_its_vector() -> None:
-    vectors = torch.tensor([[math.nan], [1.0], [2.0]])
-    assert rank_all(torch.ones(2, 1), torch.tensor([1, 2]), [[], []], ItemSlice(0, vectors)) == [2, 1]
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["users", "items"])
 def test_a_score_that_is_not_finite_is_refused(value: float, where: str) -> None:
-    queries, targets, history, vectors = case(7, 30, 3, 1)
+    queries, targets, history, vectors, _ = case(7, 30, 3, 1)
     (queries if where == "users" else vectors)[4] = value
     with pytest.raises(UserError, match=BROKEN):
-        rank_all(queries, targets, history, ItemSlice(0, vectors))
+        rank_all(queries, targets, history, every_item(vectors))
 
 
 def test_a_score_of_minus_infinity_alone_is_refused() -> None:
     # It would pass for an item of the history.
     vectors = torch.tensor([[0.0], [-math.inf], [2.0]])
     with pytest.raises(UserError, match=BROKEN):
-        rank_all(torch.ones(1, 1), torch.tensor([2]), [[]], ItemSlice(0, vectors))
+        rank_all(torch.ones(1, 1), torch.tensor([2]), [[]], every_item(vectors))

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from spark_jobs.bins import BINS, bin_cuts, bins_of, cut_frequencies, first_ranks
+from spark_jobs.bins import BINS, bin_cuts, boundaries
 
 
 def walk(frequencies: list[int]) -> list[int]:
@@ -22,11 +22,15 @@ def walk(frequencies: list[int]) -> list[int]:
     return bins
 
 
-def bins_in_chunks(frequencies: list[int], chunk: int) -> list[int]:
+def bins_of(frequencies: list[int]) -> list[int]:
+    """Bin of each item from the boundaries, items being in key order."""
     histogram = Counter(frequencies)
-    cuts, ranks = bin_cuts(histogram), first_ranks(histogram)
-    parts = [frequencies[start : start + chunk] for start in range(0, len(frequencies), chunk)]
-    return [b for part in parts for b in bins_of(np.array(part, np.int64), ranks, cuts).tolist()]
+    firsts = boundaries(histogram, bin_cuts(histogram))
+    place = {item: sum(f == frequencies[item] for f in frequencies[:item]) for item in range(len(frequencies))}
+    return [
+        1 + sum((-f, place[item]) >= (-frequency, start) for frequency, start in firsts)
+        for item, f in enumerate(frequencies)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -35,23 +39,23 @@ def test_bins_equal_a_walk_over_the_items_in_popularity_order(seed: int) -> None
     frequencies = rng.zipf(1.3 + seed / 20, size=rng.integers(1, 400)).clip(max=500)
     frequencies = (frequencies - rng.integers(0, 2)).tolist()
     if sum(frequencies):
-        assert bins_in_chunks(frequencies, chunk=37) == walk(frequencies)
+        assert bins_of(frequencies) == walk(frequencies)
 
 
 def test_each_bin_but_the_last_holds_at_least_a_tenth_of_the_interactions() -> None:
-    frequencies = np.random.default_rng(0).zipf(1.5, size=3000).clip(max=100)
-    bins = np.array(bins_in_chunks(frequencies.tolist(), chunk=1000))
+    frequencies = np.random.default_rng(0).zipf(1.5, size=900).clip(max=100)
+    bins = np.array(bins_of(frequencies.tolist()))
     masses = [frequencies[bins == b].sum() for b in range(1, BINS)]
     assert min(masses) * BINS >= frequencies.sum()
 
 
 def test_an_item_that_takes_all_interactions_leaves_the_unseen_in_the_last_bin() -> None:
     assert bin_cuts({70: 1, 0: 4}) == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5]
-    assert bins_in_chunks([0, 70, 0, 0, 0], chunk=2) == [10, 1, 10, 10, 10]
+    assert bins_of([0, 70, 0, 0, 0]) == [10, 1, 10, 10, 10]
 
 
-def test_only_frequencies_that_a_cut_divides_need_a_tie_break() -> None:
+def test_a_cut_among_equals_is_a_place_in_key_order() -> None:
     histogram = {5: 2, 1: 90}
     cuts = bin_cuts(histogram)
     assert cuts == [0, 2, 12, 22, 32, 42, 52, 62, 72, 82, 92]
-    assert cut_frequencies(histogram, cuts) == [1]
+    assert boundaries(histogram, cuts) == [(1, place) for place in range(0, 90, 10)]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
+from pad_dist.data import versions
 from pad_dist.data.manifest import read_manifest, verify_file
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import (
@@ -17,6 +18,7 @@ from tests.support.events import (
     config_for,
     expected_items,
     expected_sequences,
+    kept_events,
     random_events,
     read_items,
     read_sequences,
@@ -37,10 +39,11 @@ def test_the_dataset_equals_the_plain_python_oracle(spark: SparkSession, tmp_pat
     manifest = build_sequences(config, spark)
 
     sequences = expected_sequences(events, config.data)
-    items = expected_items(sequences)
-    assert read_items(config.dataset, manifest) == items
+    kept = kept_events(events, config.data)
+    items = expected_items(sequences, {event.item for event in kept})
+    assert read_items(config.dataset) == items
     index = dict(zip(items["item_key"], items["item_index"], strict=True))
-    assert read_sequences(config.dataset, manifest) == [
+    assert read_sequences(config.dataset) == [
         [(u, [index[i] for i in s]) for u, s in sequences.items() if zlib.crc32(u.encode()) % SHARDS == shard]
         for shard in range(SHARDS)
     ]
@@ -48,7 +51,12 @@ def test_the_dataset_equals_the_plain_python_oracle(spark: SparkSession, tmp_pat
         "users": len(sequences),
         "items": len(index),
         "interactions": sum(map(len, sequences.values())),
+        "train_users": sum(len(items) > 3 for items in sequences.values()),
+        "valid_users": len(sequences),
+        "test_users": len(sequences),
+        "events": len({event[:3] for event in kept}),
         "raw_events": len(events),
+        "below_min_rating": len(events) - len(kept),
         "items_without_text": sum(text == key for key, text in zip(items["item_key"], items["text"], strict=True)),
         "duplicate_item_rows": 3,
     }
@@ -56,22 +64,26 @@ def test_the_dataset_equals_the_plain_python_oracle(spark: SparkSession, tmp_pat
 
 
 def test_files_and_manifest_agree(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spark_jobs.build_sequences.ITEMS_PER_FILE", 20)
+    monkeypatch.setattr("spark_jobs.items.ITEMS_PER_FILE", 20)
     write_inputs(tmp_path, random_events(random.Random(7))[:100])
     config = config_for(tmp_path, shards=12)
     manifest = build_sequences(config, spark)
-    assert read_manifest(config.dataset, "build") == manifest
+    folder = versions.resolve(config.dataset)
+    assert read_manifest(folder, "build") == manifest
     assert [file.first_index for file in manifest.groups["items"]] == [1, 21, 41]
     assert [file.path for file in manifest.groups["sequences"]] == [
         f"sequences/part-{n:05d}.parquet" for n in range(12)
     ]
-    for file in [*manifest.groups["items"], *manifest.groups["sequences"]]:
-        verify_file(config.dataset, file)
-        content = Path(config.dataset, file.path)
+    for file in [file for group in ("items", "sequences", "events") for file in manifest.groups[group]]:
+        verify_file(folder, file)
+        content = Path(folder, file.path)
         assert (content.stat().st_size, pq.read_metadata(content).num_rows) == (file.bytes, file.rows)
     # Several files give the same bins as one.
     monkeypatch.undo()
-    assert read_items(config.dataset, manifest) == read_items(config.dataset, build_sequences(config, spark))
+    several = read_items(config.dataset)
+    again = config_for(tmp_path, shards=12, incremental=False)
+    build_sequences(again, spark)
+    assert read_items(again.dataset) == several
 
 
 def test_partitions_input_order_and_format_do_not_change_the_content(spark: SparkSession, tmp_path: Path) -> None:
@@ -91,7 +103,8 @@ def test_partitions_input_order_and_format_do_not_change_the_content(spark: Spar
     try:
         for key, value in settings.items():
             spark.conf.set(key, value)
-        again = build_sequences(config_for(tmp_path, interactions=f"{tmp_path}/parts"), spark)
+        other = config_for(tmp_path, interactions=f"{tmp_path}/parts", dataset="other")
+        again = build_sequences(other, spark)
     finally:
         for key, old in before.items():
             spark.conf.set(key, str(old))
@@ -101,18 +114,21 @@ def test_partitions_input_order_and_format_do_not_change_the_content(spark: Spar
 
 
 def test_held_out_items_leave_frequencies_and_bins_unchanged(spark: SparkSession, tmp_path: Path) -> None:
-    events = random_events(random.Random(3))
+    # Each event once: of two alike only one would be changed.
+    events = list({event[:3]: event for event in random_events(random.Random(3))}.values())
     config = config_for(tmp_path)
     write_inputs(tmp_path, events)
-    before = read_items(config.dataset, build_sequences(config, spark))
+    build_sequences(config, spark)
+    before = read_items(config.dataset)
 
     ordered = {u: sorted((e.time, e.item, e) for e in events if e.user == u) for u in {e.user for e in events}}
     last_two = {e for history in ordered.values() for _, _, e in history[-2:]}
     # Later than everything, so that the changed items stay the last two.
-    changed = [e._replace(item="i49", time=100) if e in last_two else e for e in events]
+    changed = [e._replace(item="i49", time=100 + n) if e in last_two else e for n, e in enumerate(events)]
     assert sum(a != b for a, b in zip(events, changed, strict=True)) > 50
     write_inputs(tmp_path, changed)
-    after = read_items(config.dataset, build_sequences(config, spark))
+    build_sequences(config, spark)
+    after = read_items(config.dataset)
     common = [key for key in before["item_key"] if key in after["item_key"]]
     for name in ("train_frequency", "bin"):
         old, new = (dict(zip(t["item_key"], t[name], strict=True)) for t in (before, after))
@@ -126,11 +142,16 @@ def test_prime_pantry_has_the_published_counts_and_cuts(spark: SparkSession, tmp
     assert manifest.counts == {
         "users": 12871,
         "items": 8347,
+        "train_users": 12871,
+        "valid_users": 12871,
+        "test_users": 12871,
         "interactions": 115004,
+        "events": 115004,
         "raw_events": 115004,
+        "below_min_rating": 0,
         "items_without_text": 0,
         "duplicate_item_rows": 0,
     }
     assert manifest.parameters["bin_cuts"] == [0, 35, 100, 205, 361, 585, 898, 1357, 2074, 3348, 8347]
-    bins = Counter(read_items(config.dataset, manifest)["bin"])
+    bins = Counter(read_items(config.dataset)["bin"])
     assert [bins[b] for b in range(1, 11)] == [35, 65, 105, 156, 224, 313, 459, 717, 1274, 4999]

@@ -43,16 +43,16 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoder(folder: Path, **settings: Any) -> Encoder:
-    return Encoder(TextConfig(model=str(folder), **settings))
+    return Encoder(TextConfig(model=str(folder), precision="fp32", **settings))
 
 
 def first_states(model: Encoder, *texts: str) -> torch.Tensor:
     ids = torch.tensor(model._tokenizer(list(texts))["input_ids"])
-    return model._states(ids, torch.ones_like(ids))[0][:, 0]
+    return model._states(ids)[:, 0]
 
 
 def test_the_default_model_agrees_with_sentence_transformers() -> None:
-    vectors = Encoder(TextConfig()).encode(["Organic Green Tea, 20 Bags", "Dog Treats"])
+    vectors = Encoder(TextConfig(precision="fp32")).encode(["Organic Green Tea, 20 Bags", "Dog Treats"])
     # By sentence-transformers 6.2.0 on the same weights: the first six of 384 components.
     expected = [
         [-0.000842, 0.040358, 0.017567, 0.00541, 0.111863, 0.027266],
@@ -60,6 +60,14 @@ def test_the_default_model_agrees_with_sentence_transformers() -> None:
     ]
     np.testing.assert_allclose(vectors[:, :6], expected, atol=1e-5)
     assert vectors.shape == (2, 384) and vectors.dtype == np.float32
+
+
+def test_vectors_of_bfloat16_are_close_to_those_of_float32() -> None:
+    texts = ["tea", "Organic Green Tea, 20 Bags", "Dog Treats " * 30]
+    fast, exact = (Encoder(TextConfig(precision=precision)).encode(texts) for precision in ("bf16", "fp32"))
+    assert (fast * exact).sum(axis=1).min() > 0.9995
+    np.testing.assert_allclose(np.linalg.norm(fast, axis=1), 1, atol=1e-5)
+    assert np.array_equal(fast, exact) != torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -77,7 +85,7 @@ def test_mean_pooling_averages_states_and_last_takes_the_final_one(decoder: Path
     ids = torch.tensor([[2, 5, 7]])
     states = LlamaModel.from_pretrained(decoder)(input_ids=ids).last_hidden_state[0].detach().numpy()
     for pooling, state in (("mean", states.mean(axis=0)), ("last", states[-1])):
-        # The shorter text is padded.
+        # Beside a text of another length.
         vector = encoder(decoder, pooling=pooling).encode(["one four six", "one one one one one"])[0]
         np.testing.assert_allclose(vector, state / np.linalg.norm(state), atol=1e-5)
 
@@ -127,6 +135,27 @@ def test_a_local_model_is_pinned_by_what_its_files_hold(decoder: Path, tmp_path:
     content[-1] ^= 1 if changed.endswith("safetensors") else 0
     (tmp_path / changed).write_bytes(bytes(content) + (b"" if changed.endswith("safetensors") else b"\n"))
     assert model_revision(config) != before
+    with pytest.raises(UserError, match=f"text.revision={before} but .* here is sha256:") as error:
+        model_revision(config.model_copy(update={"revision": before}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_package_of_another_version_than_the_config_pins_is_refused() -> None:
+    found = model_revision(TextConfig())
+    assert model_revision(TextConfig(revision=found)) == found
+    with pytest.raises(UserError, match=rf"text\.revision=0\.0\.1 but .* set text\.revision={found}$"):
+        model_revision(TextConfig(revision="0.0.1"))
+
+
+def test_batches_hold_texts_of_one_length_and_no_more_than_batch_size(
+    decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = encoder(decoder, batch_size=2)
+    shapes = []
+    states = model._states
+    monkeypatch.setattr(model, "_states", lambda ids: (shapes.append(tuple(ids.shape)), states(ids))[1])
+    model.encode(["one", "two three", "four", "five six", "one two three", "two"])
+    assert shapes == [(1, 3), (2, 2), (2, 1), (1, 1)]
 
 
 def test_a_replaced_local_model_is_loaded_again(decoder: Path, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_dist.config import Config
 from pad_dist.config_file import parse_config
-from pad_dist.data.manifest import Manifest
+from pad_dist.data import versions
+from pad_dist.data.manifest import read_manifest
 
 SHARDS = 3
 
@@ -40,11 +40,11 @@ CATALOGUE: list[tuple[str, str | None]] = [
 ]
 
 
-def config_for(folder: Path, **data: Any) -> Config:
+def config_for(folder: Path, dataset: str = "dataset", **data: Any) -> Config:
     columns = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
     inputs = {"interactions": f"{folder}/events.csv", "items": f"{folder}/items.csv"}
     values = {**inputs, "columns": columns, "shards": SHARDS, "min_interactions": 3, **data}
-    return parse_config({"name": "t", "dataset": f"{folder}/dataset", "data": values}, "test")
+    return parse_config({"name": "t", "dataset": f"{folder}/{dataset}", "data": values}, "test")
 
 
 def write_inputs(
@@ -56,22 +56,44 @@ def write_inputs(
     (folder / "items.csv").write_text("\n".join(["item,title", *lines]) + "\n")
 
 
-def read_items(dataset: str, manifest: Manifest) -> dict[str, list[Any]]:
-    files = [pq.read_table(f"{dataset}/{file.path}") for file in manifest.groups["items"]]
-    return dict(pa.concat_tables(files).to_pydict())
+def read_group(dataset: str, group: str) -> list[dict[str, list[Any]]]:
+    """Columns of each file of a group, of the current version."""
+    folder = versions.resolve(dataset)
+    manifest = read_manifest(folder, "the test")
+    return [pq.read_table(f"{folder}/{file.path}").to_pydict() for file in manifest.groups[group]]
 
 
-def read_sequences(dataset: str, manifest: Manifest) -> list[list[tuple[str, list[int]]]]:
+def read_items(dataset: str) -> dict[str, list[Any]]:
+    files = read_group(dataset, "items")
+    return {name: [value for file in files for value in file[name]] for name in files[0]}
+
+
+def read_sequences(dataset: str) -> list[list[tuple[str, list[int]]]]:
     """(user_key, items) of each shard."""
-    shards = [pq.read_table(f"{dataset}/{file.path}").to_pydict() for file in manifest.groups["sequences"]]
-    return [list(zip(shard["user_key"], shard["items"], strict=True)) for shard in shards]
+    return [list(zip(shard["user_key"], shard["items"], strict=True)) for shard in read_group(dataset, "sequences")]
+
+
+def by_key(dataset: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The dataset without item numbers: sequence rows of all shards, and the other columns of each item by its key."""
+    items = read_items(dataset)
+    key = dict(zip(items["item_index"], items["item_key"], strict=True))
+    rows = [
+        dict(zip(shard, row, strict=True)) | {"items": [key[item] for item in row[1]]}
+        for shard in read_group(dataset, "sequences")
+        for row in zip(*shard.values(), strict=True)
+    ]
+    columns = zip(items["train_frequency"], items["bin"], items["text"], strict=True)
+    return rows, dict(zip(items["item_key"], columns, strict=True))
+
+
+def kept_events(events: Sequence[Event], data: Any) -> list[Event]:
+    return [event for event in events if data.min_rating is None or event.rating >= data.min_rating]
 
 
 def expected_sequences(events: Sequence[Event], data: Any) -> dict[str, list[str]]:
-    histories: dict[str, list[tuple[int, str]]] = {}
-    for event in events:
-        if data.min_rating is None or event.rating >= data.min_rating:
-            histories.setdefault(event.user, []).append((event.time, event.item))
+    histories: dict[str, set[tuple[int, str]]] = {}
+    for event in kept_events(events, data):
+        histories.setdefault(event.user, set()).add((event.time, event.item))
     kept = {}
     for user, history in sorted(histories.items()):
         if len(history) >= data.min_interactions:
@@ -80,11 +102,10 @@ def expected_sequences(events: Sequence[Event], data: Any) -> dict[str, list[str
     return kept
 
 
-def expected_items(sequences: dict[str, list[str]]) -> dict[str, list[Any]]:
+def expected_items(sequences: dict[str, list[str]], seen: set[str]) -> dict[str, list[Any]]:
     texts: dict[str, str] = {}
     for key, raw in sorted((key, raw) for key, raw in CATALOGUE if raw and raw.strip()):
         texts.setdefault(key, " ".join(html.unescape(raw).split()))
-    seen = {item for items in sequences.values() for item in items}
     keys = sorted({key for key, _ in CATALOGUE} | seen)
     frequency = Counter(item for items in sequences.values() for item in items[:-2])
     bins, current, mass = dict.fromkeys(keys, 10), 1, 0

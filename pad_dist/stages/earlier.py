@@ -1,0 +1,93 @@
+"""The run that `continue_from` names: what of it a stage starts from, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pad_dist import storage
+from pad_dist.config import Config, StageName
+from pad_dist.data.dataset import Dataset
+from pad_dist.errors import UserError
+from pad_dist.stages.trained_on import Record, described, record
+from pad_dist.training.checkpoint import checkpoint_meta, latest_checkpoint
+
+_NOT_SHAPE = {"dropout", "gate_init"}
+_NOT_VECTORS = {"batch_size", "rows_per_shard"}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A trained stage of an earlier run.
+
+    Attributes:
+        path: its checkpoint.
+        fingerprint: of all that made it.
+        dataset: what it was trained on.
+        config: its settings, as plain values.
+    """
+
+    path: Path
+    fingerprint: str
+    dataset: Record
+    config: dict[str, Any]
+
+    @property
+    def items(self) -> int:
+        """Items that its tables have rows for."""
+        return int(self.dataset["item_map"][-1][0])
+
+
+def earlier(config: Config, stage: StageName) -> Earlier:
+    """The same stage of the run that `config.continue_from` names.
+
+    Raises:
+        UserError: that run has not trained it to its end.
+    """
+    folder = f"{config.continue_from}/{stage}"
+    if not storage.exists(f"{folder}/result.json"):
+        raise UserError(
+            f"continue_from={config.continue_from} has no {stage} stage that was trained to its end: {_OUT}"
+        )
+    path = latest_checkpoint(folder, f"launchers/{stage}.py")
+    meta = checkpoint_meta(path)
+    if not isinstance(meta["dataset"], dict):
+        raise UserError(f"{path} does not tell the item map that it was trained on: {_OUT}")
+    return Earlier(path, meta["fingerprint"], meta["dataset"], meta["config"])
+
+
+def check_fits(config: Config, stage: StageName, dataset: Dataset, *, text: bool) -> None:
+    """Refuse an earlier run of another model, or on items that this dataset did not grow from.
+
+    Args:
+        text: whether the stage's weights were learned on text vectors.
+
+    Raises:
+        UserError: naming both item maps, or the first setting that differs.
+    """
+    source = earlier(config, stage)
+    last, now = source.dataset["item_map"][-1], record(dataset)
+    if last not in dataset.item_map:
+        raise UserError(
+            f"{source.path} knows the item map {_items(last)} of {described(source.dataset)}, which "
+            f"{described(now)} with the item map {_items(dataset.item_map[-1])} did not grow from: continue on a later "
+            f"version of the same dataset, or {_OUT}"
+        )
+    sections = {"model": _NOT_SHAPE, **({"text": _NOT_VECTORS} if text else {})}
+    for section, ignored in sections.items():
+        wanted: dict[str, Any] = getattr(config, section).model_dump(mode="json", exclude=ignored)
+        for name, value in wanted.items():
+            before = source.config[section].get(name)
+            if before != value:
+                raise UserError(
+                    f"{source.path} was trained with {section}.{name}={before}, this run has {value}: "
+                    f"set {section}.{name}={before}, or {_OUT}"
+                )
+
+
+def _items(entry: list[Any]) -> str:
+    return f"{entry[0]} items ({entry[1][:12]})"
+
+
+_OUT = "name another run in continue_from, or none to train from the beginning"

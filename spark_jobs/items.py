@@ -1,0 +1,155 @@
+"""The item map: known items keep their index, new ones follow in the order of their keys."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from pad_dist import storage
+from pad_dist.data.manifest import FileEntry, verify_file
+from spark_jobs.bins import bin_cuts, boundaries
+from spark_jobs.histories import Ints
+from spark_jobs.shards import FREQUENCIES
+
+ITEMS_PER_FILE = 262_144
+_MAP = "item_key string, item_index long, text string"
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    """Every item of a version.
+
+    Attributes:
+        rows: item_key ("" if erased), item_index, text (null: none of its own, or not known yet).
+        items: how many there are.
+        added: (item_key, item_index) of those that this version adds.
+        history: [[items, digest], ...] of the manifest.
+    """
+
+    rows: DataFrame
+    items: int
+    added: DataFrame
+    history: list[list[Any]]
+
+
+def known_items(spark: SparkSession, root: str, files: list[FileEntry]) -> DataFrame:
+    """Rows of a version's item files: item_key, item_index, text (null if it is only the key)."""
+    for file in files:
+        verify_file(root, file)
+    rows = _read(spark, [storage.join(root, file.path) for file in files], _MAP)
+    return rows.withColumn("text", F.when(F.col("text") != F.col("item_key"), F.col("text")))
+
+
+def grown_map(known: DataFrame, history: list[list[Any]], keys: DataFrame, cached: ExitStack) -> ItemMap:
+    """The map `known` of that history, followed by those of `keys` (item_key, distinct) that it lacks."""
+    items, last = history[-1] if history else (0, "")
+    ordered = persisted(keys.join(known, "item_key", "left_anti").select("item_key").orderBy("item_key"), cached)
+    added = _numbered(ordered, items)
+    count, digest = added.agg(
+        F.count("*"), F.sum(F.xxhash64("item_index", "item_key").cast("decimal(38,0)"))
+    ).collect()[0]
+    if count:
+        total = hashlib.sha256(f"{last} {items} {count} {digest}".encode()).hexdigest()
+        history = [*history, [items + count, total[:16]]]
+    rows = persisted(known.unionByName(added.withColumn("text", F.lit(None).cast("string"))), cached)
+    return ItemMap(rows, items + count, added, history)
+
+
+def with_bins(items: DataFrame) -> tuple[DataFrame, list[int]]:
+    """Adds the bin of each active item, 0 to the others; and where the order of popularity is cut (`bins.bin_cuts`)."""
+    active = items.where("active")
+    histogram = {row[0]: row[1] for row in active.groupBy("train_frequency").agg(F.count("*")).collect()}
+    cuts = bin_cuts(histogram)
+    number = F.lit(1)
+    for frequency, place in boundaries(histogram, cuts):
+        later = F.col("train_frequency") < frequency
+        alike = F.col("train_frequency") == frequency
+        if place:
+            keys = active.where(alike).select("item_key").orderBy("item_key").offset(place).limit(1).collect()
+            alike &= F.col("item_key") >= keys[0][0]
+        number += (later | alike).cast("int")
+    return items.withColumn("bin", F.when(F.col("active"), number).otherwise(0)), cuts
+
+
+def by_file(items: DataFrame, count: int) -> DataFrame:
+    """The items in files of ITEMS_PER_FILE, one partition each, in the order of their index."""
+    file = F.floor((F.col("item_index") - 1) / ITEMS_PER_FILE).cast("int")
+    return items.repartitionById(-(-count // ITEMS_PER_FILE), file).sortWithinPartitions("item_index")
+
+
+def read_frequencies(spark: SparkSession, root: str, shards: int) -> DataFrame:
+    """What `shards.write_shards` left of each shard: item_index, train_frequency."""
+    paths = [storage.join(root, f"{FREQUENCIES}/part-{shard:05d}.parquet") for shard in range(shards)]
+    return _read(spark, paths, "item_index long, train_frequency long")
+
+
+def _read(spark: SparkSession, urls: list[str], schema: str) -> DataFrame:
+    """Parquet files by way of fsspec, as executors write them: Spark may have another name for the same store."""
+    columns = [field.split()[0] for field in schema.split(",")]
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for url in (urls[n] for batch in batches for n in batch.column("id").to_pylist()):
+            fs, path = storage.filesystem(url)
+            with fs.open(path, "rb") as file:
+                yield from pq.ParquetFile(file).iter_batches(columns=columns)
+
+    return spark.range(0, len(urls), 1, max(1, len(urls))).mapInArrow(read, schema)
+
+
+def persisted(frame: DataFrame, cached: ExitStack) -> DataFrame:
+    """The frame, kept by Spark until the block of `cached` ends."""
+    cached.callback(frame.unpersist)
+    return frame.persist()
+
+
+class Keys:
+    """item_index -> item_key, in an executor: of a version's items, from its files, and of newly added ones."""
+
+    def __init__(self, root: str, files: list[FileEntry], added: DataFrame) -> None:
+        self._root, self._files = root, files
+        rows = added.select("item_index", "item_key").toArrow().combine_chunks()
+        self._added = dict(zip(rows["item_index"].to_pylist(), rows["item_key"].to_pylist(), strict=True))
+
+    def __call__(self, items: Ints) -> pa.Array:
+        """Keys of `items` [n], in that order; may hold repeats."""
+        distinct, places = np.unique(items, return_inverse=True)
+        found = []
+        start = 0
+        for file in self._files:
+            first = file.first_index or 1
+            stop = int(np.searchsorted(distinct, first + file.rows))
+            if stop > start:
+                found.append(_keys_in(self._root, file).take(pa.array(distinct[start:stop] - first)))
+            start = stop
+        found.append(pa.array([self._added[item] for item in distinct[start:].tolist()], pa.string()))
+        return pa.concat_arrays(found).take(pa.array(places))
+
+
+@lru_cache(maxsize=16)
+def _keys_in(root: str, file: FileEntry) -> pa.Array:
+    fs, path = storage.filesystem(storage.join(root, file.path))
+    with fs.open(path, "rb") as opened:
+        return pq.read_table(opened, columns=["item_key"])["item_key"].combine_chunks()
+
+
+def _numbered(ordered: DataFrame, offset: int) -> DataFrame:
+    """Adds item_index: offset + 1, offset + 2, ... in the order of `ordered`, which must be persisted."""
+    partition = F.spark_partition_id()
+    counts = {row.partition: row["count"] for row in ordered.groupBy(partition.alias("partition")).count().collect()}
+    offsets = [offset]
+    for number in range(max(counts, default=0)):
+        offsets.append(offsets[-1] + counts.get(number, 0))
+    # The lower 33 bits of this id are the row's place in its partition.
+    place = F.monotonically_increasing_id().bitwiseAND((1 << 33) - 1)
+    before = F.array(*[F.lit(offset).cast("long") for offset in offsets])[partition]
+    return ordered.withColumn("item_index", before + place + 1)

@@ -1,0 +1,191 @@
+"""Metrics of a whole system against a brute-force oracle, alone and on two real gloo ranks."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pad_dist.config import Config
+from pad_dist.data.dataset import Dataset
+from pad_dist.errors import UserError
+from pad_dist.evaluation import evaluate as module
+from pad_dist.evaluation.evaluate import Metrics, evaluate
+from pad_dist.stages.system import System, build_system
+from pad_dist.training.ranks import Ranks
+from tests.support.ranks import run_ranks
+from tests.support.tiny_dataset import leave_one_out, random_sequences, time_splits, write_tiny_dataset
+
+ITEMS, L, COLD = 40, 5, 4
+SCORERS = ("id", "popularity")
+INACTIVE = {"none": (), "some": (1, 7, 8, 20, 33, 40), "all of the last rank": tuple(range(21, ITEMS + 1))}
+BLOCK = 7
+"""Catalogue rows looked up at a time: several blocks, and with inactive items fewer on one rank than on the other."""
+Split = Literal["valid", "test"]
+SPLITS: tuple[Split, ...] = ("valid", "test")
+Results = dict[str, dict[str, Metrics]]
+"""Of each dataset and split ("time none 2 test"): metrics by scorer."""
+
+
+def write_datasets(folder: Path) -> list[str]:
+    """Each kind of split with each choice of inactive items, every one from another seed."""
+    urls = []
+    for kind, split in (("leave-one-out", lambda sequences, _: leave_one_out(sequences)), ("time", time_splits)):
+        for seed, (name, inactive) in enumerate(INACTIVE.items()):
+            sequences = random_sequences(61, ITEMS, seed, inactive=inactive)
+            directory = folder / f"{kind} {name} {seed}"
+            urls.append(
+                write_tiny_dataset(directory, sequences, ITEMS, splits=split(sequences, seed), inactive=inactive)
+            )
+    return urls
+
+
+def system_of(url: str, ranks: Ranks) -> System:
+    """An untrained first stage: the same weights at any world size."""
+    values = {
+        "name": "tiny",
+        "dataset": url,
+        "model": {"dim": 8, "max_length": L, "positions": "end"},
+        "sparse": {"backend": "torch" if ranks.world_size == 1 else "torchrec", "init_std": 1.0},
+        "evaluation": {"batch_size": 16, "cold_max_frequency": COLD},
+    }
+    system = build_system(Config.model_validate(values), "pretrain", ranks)
+    system.tables.initialise(seed=3, std=1.0)
+    system.pad.eval()
+    return system
+
+
+def results(urls: list[str], ranks: Ranks) -> Results:
+    found = {}
+    for url in urls:
+        system = system_of(url, ranks)
+        for split in SPLITS:
+            found[f"{Path(url).name} {split}"] = evaluate(system, system.pad, split, SCORERS)
+    return found
+
+
+def results_on_two(urls: list[str], without_targets: str) -> tuple[Results, str]:
+    module.LOOKUP_ROWS = BLOCK
+    ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"), dist.group.WORLD)
+    system = system_of(without_targets, ranks)
+    try:
+        evaluate(system, system.pad, "valid", SCORERS)
+    except UserError as error:
+        return results(urls, ranks), str(error)
+    return {}, "evaluated"
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def oracle(url: str, split: Split) -> dict[str, Metrics]:
+    """One user and one item at a time, from the weights of a system alone."""
+    system = system_of(url, ALONE)
+    frequency, bins = system.dataset.item_columns(0, ITEMS + 1)
+    vectors = system.pad.catalogue(system.rows(torch.arange(ITEMS + 1)))
+    ranked: dict[str, list[tuple[int, float]]] = {name: [] for name in SCORERS}
+    for history, target in held_out(system.dataset, split):
+        context = torch.tensor(history[-L:])
+        (user,) = system.pad.encode(torch.arange(len(context)), torch.tensor([len(context)]), system.rows(context))
+        for name in SCORERS:
+            score = {
+                i: -math.inf if i in history else float(user @ vectors[i] if name == "id" else frequency[i])
+                for i in range(1, ITEMS + 1)
+                if bins[i] > 0
+            }
+            others = [value for i, value in score.items() if i != target]
+            rank = math.inf if target in history else 1 + sum(value >= score[target] for value in others)
+            ranked[name].append((target, rank))
+    return {name: metrics_of(ranks, frequency, bins) for name, ranks in ranked.items()}
+
+
+def held_out(dataset: Dataset, split: Split) -> Iterator[tuple[list[int], int]]:
+    """History and target of every user who has one."""
+    for shard in range(len(dataset.shard_rows)):
+        histories = dataset.sequences(shard)
+        for start, place in zip(histories.offsets, getattr(histories, split), strict=False):
+            if place >= 0:
+                items = histories.items[start : start + place + 1].tolist()
+                yield items[:-1], items[-1]
+
+
+def metrics_of(ranks: list[tuple[int, float]], frequency: Any, bins: Any) -> Metrics:
+    def means(part: list[float]) -> Metrics:
+        hits = [rank for rank in part if rank <= 10]
+        gain = sum(1 / math.log2(rank + 1) for rank in hits)
+        users = max(1, len(part))
+        return {"hr@10": len(hits) / users, "ndcg@10": pytest.approx(gain / users), "users": len(part)}
+
+    cold = means([rank for target, rank in ranks if frequency[target] <= COLD])
+    by_bin = [{"bin": b, **means([rank for target, rank in ranks if bins[target] == b])} for b in range(1, 11)]
+    return {**means([rank for _, rank in ranks]), "cold": cold, "by_bin": by_bin}
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_datasets(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module")
+def without_targets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    sequences = random_sequences(20, ITEMS)
+    splits = [(len(sequence) - 1, -1, len(sequence) - 1) for sequence in sequences]
+    return write_tiny_dataset(tmp_path_factory.mktemp("dataset"), sequences, ITEMS, splits=splits)
+
+
+@pytest.fixture(scope="module")
+def on_two(urls: list[str], without_targets: str) -> list[tuple[Results, str]]:
+    return run_ranks(results_on_two, 2, urls, without_targets, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOKUP_ROWS", BLOCK)
+
+
+def test_one_rank_equals_the_oracle(urls: list[str]) -> None:
+    expected = {f"{Path(url).name} {split}": oracle(url, split) for url in urls for split in SPLITS}
+    assert results(urls, ALONE) == expected
+    assert all(0 < found["id"]["hr@10"] < 1 and found["id"]["cold"]["users"] for found in expected.values())
+
+
+def test_two_ranks_equal_one(urls: list[str], on_two: list[tuple[Results, str]]) -> None:
+    alone = results(urls, ALONE)
+    assert [found for found, _ in on_two] == [alone, alone]
+
+
+def test_only_users_with_a_target_count(urls: list[str]) -> None:
+    for url in urls:
+        system = system_of(url, ALONE)
+        for split in SPLITS:
+            users = len(list(held_out(system.dataset, split)))
+            assert (users == 61) is ("leave-one-out" in url)
+            assert evaluate(system, system.pad, split, ["popularity"])["popularity"]["users"] == users > 0
+
+
+def test_a_split_without_any_target_is_refused_on_every_rank(
+    without_targets: str, on_two: list[tuple[Results, str]]
+) -> None:
+    system = system_of(without_targets, ALONE)
+    with pytest.raises(UserError, match=r"no user has a valid target, .*: change data\.split") as refusal:
+        evaluate(system, system.pad, "valid", SCORERS)
+    assert [message for _, message in on_two] == [str(refusal.value)] * 2
+    assert "\n" not in str(refusal.value)
+    assert evaluate(system, system.pad, "test", SCORERS)["id"]["users"] == 20
+
+
+def test_items_are_read_once_for_all_validations(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    system = system_of(urls[0], ALONE)
+    read: list[str] = []
+    whole = Dataset._read
+    monkeypatch.setattr(
+        Dataset, "_read", lambda self, entry, columns: read.append(entry.path) or whole(self, entry, columns)
+    )
+    for _ in range(2):
+        evaluate(system, system.pad, "valid", SCORERS)
+    assert not [path for path in read if path.startswith("items/")]
+    assert [path for path in read if path.startswith("sequences/")]
