@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def main() -> None:
     work = args.dir / "work"
     shutil.rmtree(work, ignore_errors=True)
 
-    def config(dataset: Path, files: str = "*", **data: bool) -> Config:
+    def config(dataset: Path, files: str = "*", **data: Any) -> Config:
         where = (dataset, f"{inputs}/{files}/*.csv.gz", inputs / "items.csv.gz", args.shards, args.driver_memory)
         return config_of(*where, **data)
 
@@ -82,9 +83,7 @@ def equal_by_key(one: str, other: str) -> bool:
     return (
         items.equals(other_items)
         and len(shards) == len(other_shards)
-        and all(
-            with_keys(a, keys).equals(with_keys(b, other_keys)) for a, b in zip(shards, other_shards, strict=True)
-        )
+        and all(with_keys(a, keys).equals(with_keys(b, other_keys)) for a, b in zip(shards, other_shards, strict=True))
     )
 
 

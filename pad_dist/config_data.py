@@ -19,8 +19,9 @@ class Columns(Section):
     """Names of the input columns."""
 
     user: str = "user"
-    """Of the events, as `item`: text or a whole number."""
+    """Of the events: text or a whole number."""
     item: str = "item"
+    """Of the events: the same."""
     time: str = "time"
     """Unix time (see data.time_unit and data.time_format), a Parquet date or timestamp, or any number from 0 that
     grows with time."""
@@ -85,6 +86,7 @@ class SyntheticConfig(Section):
     events: int = Field(40_000, ge=1000)
     """Rows of events."""
     users: int = Field(3_000, ge=100)
+    """Each has at least three events."""
     items: int = Field(1_500, ge=192)
     """Rows of the catalogue."""
 

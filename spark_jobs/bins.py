@@ -1,7 +1,6 @@
 """Frequency bins: items in order of popularity, cut into bins of equal interaction mass (METHOD, data and split).
 
-Of items of equal frequency the lower key comes first. Everything here works on the
-histogram of frequencies, which is small: T
+Everything here works on the histogram of frequencies, which is small: T
 interactions have fewer than sqrt(2 T) distinct frequencies, however many items.
 """
 
@@ -38,20 +37,3 @@ def bin_cuts(histogram: Mapping[int, int]) -> list[int]:
             cuts.append(rank)
         rank, mass = rank + left, mass + left * frequency
     return cuts + [rank] * (BINS - len(cuts)) + [sum(histogram.values())]
-
-
-def boundaries(histogram: Mapping[int, int], cuts: list[int]) -> list[tuple[int, int]]:
-    """First item of each bin after the first one, empty last bins left out.
-
-    Returns:
-        (train frequency, place among the items of that frequency in key order) of each.
-    """
-    found = []
-    for cut in cuts[1:-1]:
-        rank = 0
-        for frequency in sorted(histogram, reverse=True):
-            if cut < rank + histogram[frequency]:
-                found.append((frequency, cut - rank))
-                break
-            rank += histogram[frequency]
-    return found

@@ -11,7 +11,7 @@ partitions. A version is published when it is whole; until then readers see the 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pad_dist import storage
-from pad_dist.config import Config
+from pad_dist.config import Config, DataConfig
 from pad_dist.data import versions
 from pad_dist.data.lineage import lineage_of, settings_of
 from pad_dist.data.manifest import Manifest, read_manifest, write_manifest
@@ -28,11 +28,11 @@ from pad_dist.errors import UserError
 from spark_jobs.histories import Rules
 from spark_jobs.inputs import absolute
 from spark_jobs.items import ItemMap, Keys, by_file, grown_map, known_items, persisted, read_frequencies, with_bins
-from spark_jobs.job import run_job, task_errors
+from spark_jobs.job import run_job, stop_tasks, task_errors
 from spark_jobs.quality import write_quality
 from spark_jobs.rerun import Rerun, plan
 from spark_jobs.shards import FREQUENCIES, Before, write_items, write_shards
-from spark_jobs.sources import CORE, Build, Version, catalogue_of, erased_keys, events_of
+from spark_jobs.sources import CORE, REJECTED, Build, Version, catalogue_of, events_of
 from spark_jobs.target import require_target
 
 _BROADCAST_ITEMS = 4_000_000
@@ -54,8 +54,13 @@ def build_sequences(config: Config, spark: SparkSession) -> Manifest:
             left; or another build has published meanwhile. The version that was
             current stays so.
     """
-    data, dataset = config.data, absolute(config.dataset)
-    require_target(dataset, data)
+    dataset = absolute(config.dataset)
+    require_target(dataset, config.data)
+    with task_errors(dataset):
+        return _next_version(config.data, dataset, spark)
+
+
+def _next_version(data: DataConfig, dataset: str, spark: SparkSession) -> Manifest:
     before = _current(dataset)
     now = lineage_of(data)
     rerun = plan(before.manifest if before else None, before.id if before else None, now, data.incremental)
@@ -67,7 +72,7 @@ def build_sequences(config: Config, spark: SparkSession) -> Manifest:
     version = versions.next_id(dataset)
     url = versions.version_url(dataset, version)
     try:
-        with ExitStack() as cached, task_errors(f"version {version} of {dataset}"):
+        with ExitStack() as cached:
             manifest = _build(Build(data, spark, dataset, url, rerun, before, cached))
         if lineage_of(data) != now:
             raise UserError("an input file has changed while it was read: run the build again")
@@ -75,10 +80,19 @@ def build_sequences(config: Config, spark: SparkSession) -> Manifest:
         write_quality(spark, url, manifest, before.url if before else None)
         write_manifest(url, manifest)
         versions.publish(dataset, version, before.id if before else None)
-    finally:
-        if version not in versions.published(dataset):
-            storage.remove(url)
+    except BaseException:
+        _discard(spark, dataset, version)
+        raise
+    storage.remove(storage.join(dataset, REJECTED))  # what an earlier build was refused for
     return manifest
+
+
+def _discard(spark: SparkSession, dataset: str, version: str) -> None:
+    """Delete what a failed build has written; what cannot be deleted now, the next build deletes."""
+    stop_tasks(spark)
+    with suppress(Exception):  # of a store that fails: the first error tells
+        if version not in versions.published(dataset):
+            storage.remove(versions.version_url(dataset, version))
 
 
 def _current(dataset: str) -> Version | None:
@@ -104,25 +118,24 @@ def _build(build: Build) -> Manifest:
     data, cached = build.data, build.cached
     events, seen, event_counts, event_rejects = events_of(build)
     listed, item_counts, item_rejects = catalogue_of(build)
-    erased_items = erased_keys(build, data.erase_items, data.columns.item_key)
-    erased_users = erased_keys(build, data.erase_users, data.columns.user)
     wanted = seen if data.min_item_interactions else seen.union(listed.select("item_key")).distinct()
     history = build.before.manifest.parameters["item_map"] if build.before else []
-    places = grown_map(_known(build, erased_items), history, _without(wanted, erased_items), cached)
+    places = grown_map(_known(build, build.erased_items), history, _without(wanted, build.erased_items), cached)
 
-    before = _before(build, erased_items, places)
+    before = _before(build, build.erased_items, places)
     event_files, sequence_files, counts = write_shards(
-        _by_shard(build, events, places), build.url, before, erased_users, Rules.of(data)
+        _by_shard(build, events, places), build.url, before, build.erased_users, Rules.of(data)
     )
-    if not sequence_files or not counts["interactions"]:
+    if not counts.get("interactions"):
         raise UserError(_why_empty(build, events, event_counts, event_rejects.total()))
     for name, lacking in _LACKING.items():
         if not counts[name]:
             raise UserError(f"{lacking}: check data.split and data.min_interactions")
-    rows, cuts = with_bins(persisted(_with_frequency(build, places, listed, seen), cached))
+    rows, cuts = with_bins(persisted(_with_frequency(build, places, listed, seen), cached), cached)
     item_files, untitled = write_items(by_file(rows, places.items), build.url)
     for scratch in (FREQUENCIES, CORE):
         storage.remove(storage.join(build.url, scratch))
+    _sweep(build.url)
     return Manifest(
         counts={
             "users": sum(file.rows for file in sequence_files),
@@ -136,6 +149,14 @@ def _build(build: Build) -> Manifest:
         groups={"items": item_files, "sequences": sequence_files, "events": event_files},
         rejected=dict(sorted((event_rejects + item_rejects).items())),
     )
+
+
+def _sweep(url: str) -> None:
+    """Delete what tasks that died with their worker have left half-written (see `storage.atomic_writer`)."""
+    fs, path = storage.filesystem(url)
+    for file in fs.find(path):
+        if str(file).endswith(".tmp"):
+            fs.rm_file(file)
 
 
 def _known(build: Build, erased: list[str]) -> DataFrame:
@@ -218,7 +239,10 @@ def _why_empty(build: Build, events: DataFrame, counts: dict[str, int], rejected
     if left and data.min_rating is not None:
         left -= counts["below_min_rating"]
         text += f", {left} left by data.min_rating={data.min_rating:g}"
-    if left:
+    if left and data.min_item_interactions:
+        least = f"data.min_interactions={data.min_interactions} and {data.min_item_interactions=}"
+        text += f", 0 left by the k-core of {least}"
+    elif left:
         longest = events.groupBy("user_key").count().agg(F.max("count")).collect()[0][0] or 0
         text += f", 0 left by data.min_interactions={data.min_interactions} (the longest history has {longest} events)"
     return text

@@ -20,7 +20,6 @@ from pad_dist.errors import UserError
 DAMAGE = (EOFError, OSError, zlib.error, pa.ArrowInvalid)
 """What reading a truncated or damaged file raises; an OSError with a number comes from the file system instead."""
 
-_NAMED = 5
 _BLOCK = 1 << 20
 
 
@@ -52,9 +51,8 @@ def unreadable(url: str, seen: str) -> UserError:
     # One read through every file, by the executors: only ever after a failure.
     damaged = spark.sparkContext.parallelize(files, max(1, len(files))).filter(is_damaged).collect()
     if damaged:
-        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         which = "is" if len(damaged) == 1 else f"({len(damaged)} of {len(files)} files) are"
-        seen = f"{', '.join(damaged[:_NAMED])}{more} {which} truncated or damaged"
+        seen = f"{some(damaged)} {which} truncated or damaged"
     them = "them" if len(damaged) > 1 else "it"
     return UserError(f"{url} cannot be read, {seen}: copy {them} again")
 

@@ -137,7 +137,8 @@ def _require(url: str, needed: Sequence[str], columns: dict[str, list[str]]) -> 
     for file, names in columns.items():
         lacking = [name for name in needed if name not in names]
         if lacking and whole is None:
-            raise UserError(f"{url} has no column {lacking[0]!r}; it has {some(names)}: set data.columns")
+            where = url if file == url or url.endswith(_name(file)) else f"{file}, of {url},"
+            raise UserError(f"{where} has no column {lacking[0]!r}; it has {some(names)}: set data.columns")
         if lacking and whole is not None:
             new = [name for name in names if name not in columns[whole]]
             raise UserError(
@@ -245,7 +246,6 @@ def _check_keys(
     parse: Callable[[str], dict[str, Any] | None],
 ) -> None:
     """Objects have no header: each file must hold every needed key somewhere, the input every optional one."""
-
     wanted = {*needed, *optional}
 
     def keys(file: IO[bytes]) -> list[str]:

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from pad_dist import storage
 from pad_dist.data.manifest import FileEntry, verify_file
-from spark_jobs.bins import bin_cuts, boundaries
+from spark_jobs.bins import bin_cuts
 from spark_jobs.histories import Ints
 from spark_jobs.shards import FREQUENCIES
 
@@ -54,7 +54,7 @@ def grown_map(known: DataFrame, history: list[list[Any]], keys: DataFrame, cache
     """The map `known` of that history, followed by those of `keys` (item_key, distinct) that it lacks."""
     items, last = history[-1] if history else (0, "")
     ordered = persisted(keys.join(known, "item_key", "left_anti").select("item_key").orderBy("item_key"), cached)
-    added = _numbered(ordered, items)
+    added = _numbered(ordered, items, "item_index")
     count, digest = added.agg(
         F.count("*"), F.sum(F.xxhash64("item_index", "item_key").cast("decimal(38,0)"))
     ).collect()[0]
@@ -65,20 +65,18 @@ def grown_map(known: DataFrame, history: list[list[Any]], keys: DataFrame, cache
     return ItemMap(rows, items + count, added, history)
 
 
-def with_bins(items: DataFrame) -> tuple[DataFrame, list[int]]:
-    """Adds the bin of each active item, 0 to the others; and where the order of popularity is cut (`bins.bin_cuts`)."""
+def with_bins(items: DataFrame, cached: ExitStack) -> tuple[DataFrame, list[int]]:
+    """Adds the bin of each active item, 0 to the others; and where the order of popularity is cut (`bins.bin_cuts`).
+
+    Of items of equal frequency the lower key is the more popular.
+    """
     active = items.where("active")
-    histogram = {row[0]: row[1] for row in active.groupBy("train_frequency").agg(F.count("*")).collect()}
-    cuts = bin_cuts(histogram)
-    number = F.lit(1)
-    for frequency, place in boundaries(histogram, cuts):
-        later = F.col("train_frequency") < frequency
-        alike = F.col("train_frequency") == frequency
-        if place:
-            keys = active.where(alike).select("item_key").orderBy("item_key").offset(place).limit(1).collect()
-            alike &= F.col("item_key") >= keys[0][0]
-        number += (later | alike).cast("int")
-    return items.withColumn("bin", F.when(F.col("active"), number).otherwise(0)), cuts
+    cuts = bin_cuts({row[0]: row[1] for row in active.groupBy("train_frequency").agg(F.count("*")).collect()})
+    ordered = persisted(active.orderBy(F.desc("train_frequency"), "item_key"), cached)
+    rank = F.col("rank") - 1
+    number = sum(((rank >= cut).cast("int") for cut in cuts[1:-1]), F.lit(1))
+    binned = _numbered(ordered, 0, "rank").withColumn("bin", number).drop("rank")
+    return binned.unionByName(items.where(~F.col("active")).withColumn("bin", F.lit(0))), cuts
 
 
 def by_file(items: DataFrame, count: int) -> DataFrame:
@@ -142,8 +140,8 @@ def _keys_in(root: str, file: FileEntry) -> pa.Array:
         return pq.read_table(opened, columns=["item_key"])["item_key"].combine_chunks()
 
 
-def _numbered(ordered: DataFrame, offset: int) -> DataFrame:
-    """Adds item_index: offset + 1, offset + 2, ... in the order of `ordered`, which must be persisted."""
+def _numbered(ordered: DataFrame, offset: int, name: str) -> DataFrame:
+    """Adds column `name`: offset + 1, offset + 2, ... in the order of `ordered`, which must be persisted."""
     partition = F.spark_partition_id()
     counts = {row.partition: row["count"] for row in ordered.groupBy(partition.alias("partition")).count().collect()}
     offsets = [offset]
@@ -152,4 +150,4 @@ def _numbered(ordered: DataFrame, offset: int) -> DataFrame:
     # The lower 33 bits of this id are the row's place in its partition.
     place = F.monotonically_increasing_id().bitwiseAND((1 << 33) - 1)
     before = F.array(*[F.lit(offset).cast("long") for offset in offsets])[partition]
-    return ordered.withColumn("item_index", before + place + 1)
+    return ordered.withColumn(name, before + place + 1)

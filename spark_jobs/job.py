@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import re
+import signal
+import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
+from types import FrameType
 
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -19,31 +26,92 @@ from spark_jobs.session import spark_session
 Job = Callable[[Config, SparkSession], str]
 """Does the work and returns the line to print."""
 
+_TERMINATED = 128 + signal.SIGTERM
+_STOP_SECONDS = 10.0
+
+_CLIENTS = "fsspec s3fs gcsfs adlfs ossfs botocore aiobotocore aiohttp azure google requests urllib3 paramiko"
+"""Packages by which fsspec reaches stores; some raise what is no OSError."""
+_OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
+_TOLD = re.compile(r"^(?:\w+\.)*UserError: (.*)", re.MULTILINE)
+_OF_TASK = re.compile(rf"^((?:{'|'.join(_OS_ERRORS)})|(?:{'|'.join(_CLIENTS.split())})\.[\w.]+): (.*)", re.MULTILINE)
+# Not EOFException and java.net, by which the JVM notices that a Python worker has died.
+_OF_SPARK = re.compile(
+    r"\b(?:java\.io\.(?:IOException|FileNotFoundException)|java\.nio\.file\.\w+Exception"
+    r"|org\.apache\.hadoop\.fs\.[\w.$]+(?:Exception|Error)): (.*)"
+)
+
 
 def run_job(name: str, description: str, job: Job, arguments: list[str] | None) -> None:
     """Read the config and run the job in a session.
 
-    A user's mistake is one line and exit status 2.
+    A user's mistake is one line and exit status 2; SIGTERM ends the job as Ctrl-C does, so that it cleans up.
     """
-    with user_errors():
-        config, _ = config_from_arguments(description, arguments)
-        print(job(config, spark_session(config.data, f"{name} {config.name}")))
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with user_errors():
+            config, _ = config_from_arguments(description, arguments)
+            print(job(config, spark_session(config.data, f"{name} {config.name}")))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: int | FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the cleaning up
+    sys.exit(_TERMINATED)
 
 
 @contextmanager
-def task_errors(what: str) -> Iterator[None]:
-    """Turn a task's UserError, and a store that fails while `what` is written, into one UserError here."""
+def task_errors(dataset: str) -> Iterator[None]:
+    """Turn a task's UserError, and a store or disk that fails, into one UserError here.
+
+    Any other exception is a bug and stays what it is.
+    """
     try:
         yield
-    except (PySparkException, Py4JJavaError, OSError) as error:
+    except (PySparkException, Py4JJavaError) as error:
         text = str(error)
-        if told := re.search(r"UserError: (.*)", text):
+        if told := _TOLD.search(text):
             raise UserError(told[1]) from None
-        # Python's OSError and Java's IOException say alike when a disk is full.
-        if failed := re.search(
-            r"(?:OSError|IOException|PermissionError|ConnectionError|Error): (.*(?:Errno|space).*)", text
-        ):
-            raise UserError(f"{what} cannot be written, what was there stays as it is: {failed[1].strip()}") from None
-        if isinstance(error, OSError):
-            raise UserError(f"{what} cannot be written, what was there stays as it is: {text}") from None
+        if failed := _OF_TASK.search(text):
+            raise _failure(dataset, f"{failed[1]}: {failed[2]}: free space or mend the store") from None
+        if failed := _OF_SPARK.search(text):
+            places = "its store and in spark.local.dir (set another one in data.spark_conf)"
+            raise _failure(dataset, f"Spark: {failed[1].strip()}: free space in {places}") from None
         raise
+    except Exception as error:
+        if not _of_store(error):
+            raise
+        line = " ".join(traceback.format_exception_only(error)[-1].split())
+        raise _failure(dataset, f"{line}: free space or mend the store") from None
+
+
+def _failure(dataset: str, reason_and_fix: str) -> UserError:
+    return UserError(
+        f"{dataset}: the build could not read or write a file, published versions stay as they are: "
+        f"{reason_and_fix}, then run it again"
+    )
+
+
+def _of_store(error: Exception) -> bool:
+    if not isinstance(error, OSError):
+        return type(error).__module__.partition(".")[0] in _CLIENTS.split()
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return not frames[-1].startswith("py4j")  # a socket to the JVM: that one has died
+
+
+def stop_tasks(spark: SparkSession) -> None:
+    """Cancel all jobs and wait until no task runs: those beside a failed one still write for a moment."""
+
+    def stop() -> None:
+        context = spark.sparkContext
+        with suppress(Py4JError, OSError):  # the JVM has died, and its tasks with it
+            context.cancelAllJobs()
+            tracker = context._jsc.sc().statusTracker()
+            deadline = time.monotonic() + _STOP_SECONDS
+            while time.monotonic() < deadline and any(e.numRunningTasks() for e in tracker.getExecutorInfos()):
+                time.sleep(0.02)
+
+    # Another thread has its own connection to the JVM: that of this one may wait for an answer.
+    thread = Thread(target=stop, daemon=True)
+    thread.start()
+    thread.join(2 * _STOP_SECONDS)

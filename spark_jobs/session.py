@@ -15,6 +15,9 @@ from pad_dist.config import DataConfig
 from pad_dist.doctor import check_java
 from pad_dist.errors import UserError
 
+_HERE = ("local", "spark://127.0.0.1:", "spark://localhost:")
+"""How masters begin whose executors run on this machine."""
+
 
 def spark_session(data: DataConfig, app: str) -> SparkSession:
     """A session with Arrow on, UTC, case-sensitive columns and quiet logs.
@@ -26,7 +29,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
         UserError: Java is missing or too old; or Spark refuses the settings.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    local = not submitted and data.spark_master.startswith("local")
+    here = not submitted and data.spark_master.startswith(_HERE)
     conf = {
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.caseSensitive": "true",
@@ -36,7 +39,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
     }
     if not submitted:
         require_java()
-    if local:
+    if here:
         # The workers need this interpreter and this checkout, whether or not they are on PATH and PYTHONPATH.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")

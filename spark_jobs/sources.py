@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -19,6 +20,8 @@ from spark_jobs.rerun import Rerun
 
 CORE = "core"
 """Scratch directory of a build for the rounds of the k-core."""
+REJECTED = "rejected"
+"""Directory of the rows set aside: a version's own, or beside all versions where there were too many."""
 _LOW = "\0rating below data.min_rating"
 
 
@@ -43,11 +46,21 @@ class Build:
     before: Version | None
     cached: ExitStack
 
+    @cached_property
+    def erased_users(self) -> list[str]:
+        """Keys of users to forget."""
+        return _keys(self.spark, self.data.erase_users, self.data.columns.user)
+
+    @cached_property
+    def erased_items(self) -> list[str]:
+        """Keys of items to forget."""
+        return _keys(self.spark, self.data.erase_items, self.data.columns.item_key)
+
 
 def events_of(build: Build) -> tuple[DataFrame, DataFrame, dict[str, int], Counter[str]]:
     """Usable new events (user_key, item_key, time), the item keys in them, counts and rejects of all events so far."""
     data, files = build.data, build.rerun.events
-    if files:
+    if files or not build.rerun.grow:
         rows = read_events(build.spark, data, files)
     else:
         rows = build.spark.createDataFrame(
@@ -83,13 +96,13 @@ def events_of(build: Build) -> tuple[DataFrame, DataFrame, dict[str, int], Count
 def catalogue_of(build: Build) -> tuple[DataFrame, dict[str, int], Counter[str]]:
     """Each item listed in what is read now, once (item_key, text or null); counts and rejects of the catalogue."""
     data, files = build.data, build.rerun.catalogue
+    rows = read_catalogue(build.spark, data, files)
     if not files:
         assert build.before is not None
         old = build.before.manifest
         kept = {reason: n for reason, n in old.rejected.items() if reason.startswith("items: ")}
         empty = build.spark.createDataFrame([], "item_key string, text string")
         return empty, {"duplicate_item_rows": old.counts["duplicate_item_rows"]}, Counter(kept)
-    rows = read_catalogue(build.spark, data, files)
     # Of several rows of one item the first text in sorted order stays; a blank one never wins over a text.
     text = F.min(F.when(F.trim("text") != "", F.col("text"))).alias("text")
     key = F.when(F.col("rejected").isNull(), F.col("item_key")).alias("item_key")
@@ -105,12 +118,19 @@ def catalogue_of(build: Build) -> tuple[DataFrame, dict[str, int], Counter[str]]
 
 
 def _set_aside(build: Build, rows: DataFrame, role: str, rejected: Counter[str], read: int) -> None:
-    """Write rejected rows beside the version; if there are too many, beside the dataset, and refuse."""
+    """Write rejected rows beside the version; if there are too many, beside the dataset, and refuse.
+
+    Rows of erased users and items are counted, and not written where their key can be read.
+    """
     if not rejected:
         return
     data, url = build.data, getattr(build.data, role)
     many = rejected.total() > data.max_rejected_share * read
-    folder = storage.join(build.dataset if many else build.url, "rejected")
+    folder = storage.join(build.dataset if many else build.url, REJECTED)
+    for column, keys in (("user_key", build.erased_users), ("item_key", build.erased_items)):
+        if keys and column in rows.columns:
+            gone = build.spark.createDataFrame([(key,) for key in keys], f"{column} string")
+            rows = rows.join(F.broadcast(gone), column, "left_anti")
     set_aside(rows, role, folder)
     check_rejected(rejected, read, url, data.max_rejected_share, storage.join(folder, f"{role}.jsonl"))
 
@@ -119,9 +139,9 @@ def _named(role: str, rejected: Counter[str]) -> dict[str, int]:
     return {f"{role}: {reason}": count for reason, count in rejected.items()}
 
 
-def erased_keys(build: Build, url: str, column: str) -> list[str]:
-    """Keys to erase, each once; none where `url` is not set."""
+def _keys(spark: SparkSession, url: str, column: str) -> list[str]:
+    """Keys of an erasure list, each once; none where `url` is not set."""
     if not url:
         return []
     with reading(url):
-        return sorted({row.key for row in read_keys(build.spark, url, column).collect()})
+        return sorted({row.key for row in read_keys(spark, url, column).collect()})

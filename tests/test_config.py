@@ -1,12 +1,27 @@
+import ast
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from pad_dist import config_data
 from pad_dist.config import STAGES, Config
 from pad_dist.config_file import load_config, parse_config
 from pad_dist.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SECTIONS = (ROOT / "pad_dist/config.py", ROOT / "pad_dist/config_data.py")
+
+
+def classes(file: Path) -> list[ast.ClassDef]:
+    """The sections that a module declares."""
+    return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+
+
+def keys(section: ast.ClassDef) -> list[str]:
+    return [node.target.id for node in section.body if isinstance(node, ast.AnnAssign)]  # type: ignore[union-attr]
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -177,12 +192,56 @@ def test_each_stage_has_its_own_section() -> None:
 
 
 def test_the_documented_configs_are_there() -> None:
-    assert {"demo", "prime_pantry", "beauty", "sports", "paper_prime_pantry"} <= {path.stem for path in CONFIGS}
+    ours = {"demo", "prime_pantry", "beauty", "sports", "paper_prime_pantry"}
+    public = {"amazon2014", "amazon2018", "amazon2023", "movielens_1m", "movielens_20m", "mind"}
+    assert ours | public <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_parses_under_its_own_name(path: Path) -> None:
     assert load_config(str(path)).name == path.stem
+
+
+def test_every_key_of_data_and_text_says_what_it_is() -> None:
+    bare = [
+        f"{section.name}.{node.target.id}"  # type: ignore[union-attr]
+        for section in classes(Path(config_data.__file__))
+        for node, after in pairwise([*section.body, ast.Pass()])
+        if isinstance(node, ast.AnnAssign)
+        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+    assert bare == []
+
+
+def test_every_key_is_read_by_the_code() -> None:
+    files = [file for package in ("pad_dist", "spark_jobs") for file in (ROOT / package).rglob("*.py")]
+    code = "\n".join(file.read_text() for file in files if file not in SECTIONS)
+    read = {*re.findall(r"\.(\w+)\b", code), *re.findall(r'"(\w+)"', code)}
+    known = {key for file in SECTIONS for section in classes(file) for key in keys(section)}
+    assert known - read == set()
+    assert "mmd_item_share" in known and "time_format" in known
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"data": {"split": {"kind": "time", "valid_from": 5}}}, "needs valid_from < test_from"),
+        ({"data": {"split": {"kind": "time", "valid_from": 5, "test_from": 5}}}, "needs valid_from < test_from"),
+        ({"data": {"split": {"valid_from": 5, "test_from": 6}}}, "data.split.kind=time, and it alone"),
+        ({"data": {"time_unit": "ms", "time_format": "M/d/yyyy"}}, "set one of them"),
+        ({"data": {"columns": {"text": []}}}, "data.columns.text needs a column"),
+        ({"data": {"columns": {"text": ["by {brand!r}"]}}}, "is not of the form 'words {column} words'"),
+        ({"data": {"columns": {"text": "by {"}}}, "is not of the form 'words {column} words'"),
+        ({"data": {"columns": {"item_pattern": "("}}}, "item_pattern is no regular expression"),
+        ({"data": {"columns": {"item_pattern": "a-1"}}}, "item_pattern needs one group, not 0"),
+        ({"data": {"items_format": {"kind": "python", "separator": ";"}}}, "kind python has no separator"),
+        ({"text": {"reduce": {"kind": "pca"}}}, "need text.reduce.dim"),
+        ({"text": {"reduce": {"dim": 8}}}, "text.reduce.kind=pca or whiten"),
+        ({"out": "runs/a", "continue_from": "./runs/a/"}, "is where this run writes"),
+    ],
+)
+def test_data_and_text_settings_that_contradict_one_another(values: dict[str, object], told: str) -> None:
+    assert told in refusal(values)
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,11 @@ def _command_problems(words: list[str], examples: Path) -> list[str]:
             files = [value for option, value in pairwise(arguments) if option == "-r"]
             return [f"no {file}" for file in files if not (ROOT / file).is_file()]
         case "pad-dist":
-            name, *rest = arguments
-            if name not in _pad_dist():
-                return [f"no pad-dist command {name}"]
+            command, rest = _pad_dist(arguments)
+            if command is None:
+                return [f"no pad-dist command {' '.join(arguments)}"]
             # make_context parses the arguments and runs nothing.
-            return _refused(_pad_dist()[name].make_context, name, [*rest]) or _config_problems(rest, examples)
+            return _refused(command.make_context, program, [*rest]) or _config_problems(rest, examples)
         case "deepspeed":
             from deepspeed.launcher.runner import parse_args
 
@@ -89,6 +89,8 @@ def _command_problems(words: list[str], examples: Path) -> list[str]:
         case "spark-submit":
             place = next(number for number, word in enumerate(arguments) if word.endswith(".py"))
             return _script_problems(arguments[place], arguments[place + 1 :], examples)
+        case "python" if arguments[:2] == ["-m", "pytest"]:
+            return [f"no {word}" for word in arguments[2:] if not (ROOT / word).exists()]
         case "python":
             module = arguments[0] == "-m"
             script = arguments[1].replace(".", "/") + ".py" if module else arguments[0]
@@ -96,9 +98,13 @@ def _command_problems(words: list[str], examples: Path) -> list[str]:
     return ["this test knows no such command: teach it"]
 
 
-@cache
-def _pad_dist() -> dict[str, Any]:
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+def _pad_dist(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the words begin with (None: there is none such) and its arguments."""
+    command: Any = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands.get(name)
+    return command, words
 
 
 def _launch_problems(
@@ -149,7 +155,7 @@ def _span_problems(span: str) -> list[str]:
     if span.startswith("make "):
         return _command_problems(span.split(), ROOT)
     if span.startswith("pad-dist "):
-        return [] if span.split()[1] in _pad_dist() else ["no such pad-dist command"]
+        return ["no such pad-dist command"] if _pad_dist(span.split()[1:])[0] is None else []
     if re.fullmatch(r"\w+\(\)", span):
         return [] if span[:-2] in _defined() else ["no such function"]
     if re.fullmatch(r"[\w.-]*/[\w./-]*", span):
@@ -158,7 +164,7 @@ def _span_problems(span: str) -> list[str]:
     if re.fullmatch(r"[a-z_]\w*(\.\w+)+", dotted) and dotted != "section.key":
         if dotted.split(".")[0] in PACKAGES:
             return [] if (ROOT / f"{dotted.replace('.', '/')}.py").is_file() else ["no such module"]
-        if dotted.endswith(FILE_ENDINGS):
+        if dotted.endswith(FILE_ENDINGS) or dotted.startswith("spark."):  # Spark's own settings
             return []
         return _key_problems(dotted, value)
     return []
@@ -215,6 +221,11 @@ YAML = "```yaml\n# my.yaml\nname: my\nmodel: {dim: 32}\n```\n"
         "pad-dist run --config configs/demo.yaml model.dim=four",
         "pad-dist run --config my.yaml model.heads=3",
         "pad-dist doctor --fix",
+        "pad-dist data",
+        "pad-dist data lst DIR",
+        "pad-dist data gc DIR",
+        "pad-dist data gc DIR --keep few",
+        "pad-dist data diff DIR 1",
         "pip install -r requirements/tpu.txt",
         "spark-submit spark_jobs/build_sequence.py --config configs/demo.yaml",
         "spark-submit spark_jobs/build_sequences.py --config configs/demo.yaml --target DIR",
@@ -222,6 +233,7 @@ YAML = "```yaml\n# my.yaml\nname: my\nmodel: {dim: 32}\n```\n"
         "deepspeed launchers/pretain.py --config configs/demo.yaml",
         "deepspeed launchers/pretrain.py --config configs/demo.yaml training.zero_stage=4",
         "torchrun --ranks 2 launchers/pretrain.py --config configs/demo.yaml",
+        "python -m pytest tests/test_doc.py",
         "python -m pad_dist.data.synthetics --out DIR",
         "python -m pad_dist.data.synthetic --outt DIR",
         "pad-distt run",
@@ -246,6 +258,7 @@ def test_a_wrong_command_is_noticed(mistake: str) -> None:
         "`text.pooling=max`",
         "`make everything`",
         "`pad-dist ruin`",
+        "`pad-dist data lst`",
         "```text\nstages/sistem.py\n```",
         "```yaml\n# my.yaml\nname: my\nmodel: {dmi: 32}\n```",
     ],
@@ -255,5 +268,12 @@ def test_a_wrong_name_is_noticed(mistake: str) -> None:
 
 
 def test_a_right_document_has_no_problems() -> None:
-    commands = "pad-dist run --config my.yaml model.heads=4\nmake demo\ndeepspeed launchers/align.py --config my.yaml"
-    assert problems(f"{YAML}```bash\n{commands}\n```\nSee `model.dim=8`, `DIR/report.json`.\n", ROOT) == []
+    commands = [
+        "pad-dist run --config my.yaml model.heads=4",
+        "pad-dist data gc DIR --keep 1 --dry-run",
+        "make demo",
+        "deepspeed launchers/align.py --config my.yaml",
+        "python -m pytest tests/test_docs.py",
+    ]
+    fence = "```bash\n" + "\n".join(commands) + "\n```\n"
+    assert problems(f"{YAML}{fence}See `model.dim=8`, `DIR/report.json`, `pad-dist data list`.\n", ROOT) == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,9 +32,16 @@ pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[1]
 OUT = "2024"  # a name that YAML takes for a number
 STEPS = ["synthetic", "build_sequences", "embed_items", *STAGES, "evaluate"]
+# Suits tiny jobs on a cold JVM.
+SPARK = {
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+}
 SETTINGS = {
     "name": "tiny",
     "data": {
+        "spark_conf": SPARK,
         "synthetic": {"events": 1500, "users": 150, "items": 200},
         "columns": {"time": "timestamp", "rating": "rating"},
         "shards": 8,
@@ -58,17 +68,17 @@ class Ended:
         return [name for name, _, text in said if name in STEPS and text == what]
 
 
-def pad_dist(folder: Path, *overrides: str, settings: dict[str, Any] = SETTINGS) -> Ended:
-    """Run into <folder>/<OUT>, from a directory that is not the checkout."""
+def pad_dist(folder: Path, *overrides: str, settings: dict[str, Any] = SETTINGS, out: str = OUT) -> Ended:
+    """Run into <folder>/<out>, from a directory that is not the checkout."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-c", "from pad_dist.cli import main; main()", "run"]
-    command += ["--config", "tiny.yaml", "--out", OUT, *overrides]
+    command += ["--config", "tiny.yaml", "--out", out, *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
-    file = folder / OUT / "report.json"
+    file = folder / out / "report.json"
     return Ended(done, json.loads(file.read_text()) if file.exists() else {}, time.monotonic() - started)
 
 
@@ -170,7 +180,58 @@ def test_damage_that_one_rank_finds_is_one_line(first: Ended, folder: Path) -> N
     assert line.startswith("pad-dist: error (rank 1): ") and f"{shard.name} differs from the manifest" in line
 
 
-RAW = {"name": "raw", "data": {"interactions": "events.csv", "items": "items.csv"}}
+def next_day(raw: Path, users: int) -> int:
+    """Each of `users` takes a new item, listed from today on, that reads like the last one; returns how many."""
+    with gzip.open(raw / "interactions-00000.csv.gz", "rt") as file:
+        events = sorted(csv.DictReader(file), key=lambda event: int(event["timestamp"]))
+    with gzip.open(raw / "items.csv.gz", "rt") as file:
+        title = {row["item"]: row["title"] for row in csv.DictReader(file)}
+    today = int(events[-1]["timestamp"]) + 1
+    last = dict(sorted({event["user"]: event["item"] for event in events}.items())[:users])
+    with gzip.open(raw / "interactions-00001.csv.gz", "wt") as file:
+        # Keys that come before those of known items.
+        file.write("user,item,rating,timestamp\n" + "".join(f"{u},a-{item},5,{today}\n" for u, item in last.items()))
+    new = sorted(set(last.values()))
+    with gzip.open(raw / "items.csv.gz", "at") as file:
+        file.write("".join(f'a-{item},"{title[item]}, Gift Box"\n' for item in new))
+    return len(new)
+
+
+def test_the_next_day_grows_the_dataset_and_continues_every_stage(first: Ended, folder: Path) -> None:
+    dataset, users = f"{OUT}/dataset", 60
+    before = versions.current(f"{folder}/{dataset}")
+    new = next_day(folder / OUT / "raw", users)
+    inputs = [f"data.interactions={OUT}/raw/interactions-*.csv.gz", f"data.items={OUT}/raw/items.csv.gz"]
+    settings = [f"dataset={dataset}", f"continue_from={folder / OUT}", "pretrain.epochs=1", "training.world_size=1"]
+    day = pad_dist(folder, *inputs, *settings, "evaluation.cold_max_frequency=0", out="next")
+    assert day.done.returncode == 0, day.done.stdout[-4000:] + day.done.stderr[-4000:]
+    assert day.steps("start") == [step for step in STEPS if step != "synthetic"]
+    assert f"grows from version {before}: 1 new of 2 event files" in day.done.stdout
+    assert f" {new} texts embedded now" in day.done.stdout
+
+    told, report = day.report["dataset"], day.report
+    assert told["version"] == versions.current(f"{folder}/{dataset}") != before
+    assert (told["items"], told["raw_events"]) == (200 + new, 1500 + users)
+    for stage in STAGES:
+        assert (
+            json.loads((folder / "next" / stage / "result.json").read_text())["dataset"]["version"] == told["version"]
+        )
+    # What was learned is there before the first step.
+    assert before_training(day) > 2 * before_training(first)
+    # A target is cold here if nobody had it in training; all new ones are.
+    cold = report["experts"]["text"]["test"]["cold"]
+    assert cold["users"] >= users
+    assert cold["hr@10"] * cold["users"] > cold["users"] - users, "no new item is ranked among the best"
+
+
+def before_training(ended: Ended) -> float:
+    """Validation hr@10 that the first stage starts from."""
+    found = re.search(r"\[pretrain\] epoch 0 validation +hr@10 ([\d.]+)", ended.done.stdout)
+    assert found is not None
+    return float(found[1])
+
+
+RAW = {"name": "raw", "data": {"interactions": "events.csv", "items": "items.csv", "spark_conf": SPARK}}
 
 
 def write_raw(folder: Path, unreadable: int = 0) -> None:

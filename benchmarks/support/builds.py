@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -59,8 +60,8 @@ class Build:
         conf = dict(config.data.spark_conf)
         java = f"{conf.get('spark.driver.extraJavaOptions', '')} -Djava.io.tmpdir={scratch}".strip()
         conf |= {"spark.local.dir": f"{scratch}/spark", "spark.driver.extraJavaOptions": java}
-        data = config.data.model_copy(update={"spark_conf": conf})
-        (scratch / "run.yaml").write_text(config.model_copy(update={"data": data}).model_dump_json(exclude_defaults=True))
+        own = config.model_copy(update={"data": config.data.model_copy(update={"spark_conf": conf})})
+        (scratch / "run.yaml").write_text(own.model_dump_json(exclude_defaults=True))
         self._log = (scratch / "stderr").open("wb")
         self._started = time.perf_counter()
         self.process = subprocess.Popen(
@@ -94,11 +95,12 @@ class Build:
         """SIGKILL the driver, Python and JVM; its Python workers, which no signal reaches, must end by themselves.
 
         Raises:
-            RuntimeError: some do not; they are killed.
+            RuntimeError: some do not, and are killed; or the build has failed before.
         """
         family = descendants(self.process.pid)
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with suppress(ProcessLookupError):  # has ended, well or not
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._require(self.process.wait() in (0, -signal.SIGKILL))
         _, alive = psutil.wait_procs(family, timeout=30)
         for orphan in alive:
             orphan.kill()
@@ -123,9 +125,12 @@ class Build:
             time.sleep(_SAMPLED_S)
         seconds = time.perf_counter() - self._started
         self._reader.join(10)
-        if self.process.returncode:
-            raise RuntimeError(f"the build fails: {(self._scratch / 'stderr').read_text()[-3000:]}")
+        self._require(self.process.returncode == 0)
         return replace(peak, seconds=seconds, build_seconds=self._lines[-1][0] - self._lines[0][0])
+
+    def _require(self, well: bool) -> None:
+        if not well:
+            raise RuntimeError(f"the build fails: {(self._scratch / 'stderr').read_text()[-3000:]}")
 
 
 def run_build(config: Config, scratch: Path, timeout: float = 7200) -> Measured:
@@ -143,7 +148,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def checked(root: str) -> Manifest:
-    """The manifest of the current version, when it opens, every file verifies and there is no other one.
+    """The manifest of the current version, when it opens, every file verifies and the version holds no other.
 
     Raises:
         UserError: it does not open or verify.

@@ -21,13 +21,13 @@ def settings_of(data: DataConfig) -> dict[str, Any]:
 
 
 def lineage_of(data: DataConfig) -> dict[str, Any]:
-    """{"urls": {input: URL as configured}, "inputs": {input: {file: mark}}, "settings": {...}}, as of now.
+    """{"urls": {input: whole URL, also of a relative path}, "inputs": {input: {file: mark}}, "settings": {...}} now.
 
     A file's mark changes when the file does.
     """
     urls = {name: getattr(data, name) for name in INPUTS}
     return {
-        "urls": urls,
+        "urls": {name: _whole(url) if url else "" for name, url in urls.items()},
         "inputs": {name: input_files(url) if url else {} for name, url in urls.items()},
         "settings": settings_of(data),
     }
@@ -42,3 +42,8 @@ def input_files(url: str) -> dict[str, str]:
     found = sorted(map(str, fs.glob(path) if has_magic(path) else fs.find(path)))
     data = [file for file in found if not file.rsplit("/", 1)[-1].startswith(("_", "."))]
     return {str(fs.unstrip_protocol(file)): str(fs.ukey(file)) for file in data}
+
+
+def _whole(url: str) -> str:
+    fs, path = storage.filesystem(url)
+    return str(fs.unstrip_protocol(path))

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from spark_jobs.bins import BINS, bin_cuts, boundaries
+from spark_jobs.bins import BINS, bin_cuts
 
 
 def walk(frequencies: list[int]) -> list[int]:
@@ -23,14 +23,11 @@ def walk(frequencies: list[int]) -> list[int]:
 
 
 def bins_of(frequencies: list[int]) -> list[int]:
-    """Bin of each item from the boundaries, items being in key order."""
-    histogram = Counter(frequencies)
-    firsts = boundaries(histogram, bin_cuts(histogram))
-    place = {item: sum(f == frequencies[item] for f in frequencies[:item]) for item in range(len(frequencies))}
-    return [
-        1 + sum((-f, place[item]) >= (-frequency, start) for frequency, start in firsts)
-        for item, f in enumerate(frequencies)
-    ]
+    """Bin of each item from the cuts, items being in key order."""
+    cuts = bin_cuts(Counter(frequencies))
+    order = sorted(range(len(frequencies)), key=lambda item: (-frequencies[item], item))
+    rank = {item: place for place, item in enumerate(order)}
+    return [1 + sum(rank[item] >= cut for cut in cuts[1:-1]) for item in range(len(frequencies))]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,8 +51,5 @@ def test_an_item_that_takes_all_interactions_leaves_the_unseen_in_the_last_bin()
     assert bins_of([0, 70, 0, 0, 0]) == [10, 1, 10, 10, 10]
 
 
-def test_a_cut_among_equals_is_a_place_in_key_order() -> None:
-    histogram = {5: 2, 1: 90}
-    cuts = bin_cuts(histogram)
-    assert cuts == [0, 2, 12, 22, 32, 42, 52, 62, 72, 82, 92]
-    assert boundaries(histogram, cuts) == [(1, place) for place in range(0, 90, 10)]
+def test_cuts_divide_items_of_equal_frequency() -> None:
+    assert bin_cuts({5: 2, 1: 90}) == [0, 2, 12, 22, 32, 42, 52, 62, 72, 82, 92]
