@@ -12,6 +12,7 @@ from pad_dist.config import DataConfig
 INPUTS = ("interactions", "items", "erase_users", "erase_items")
 """Keys of `data` that name input files."""
 
+_STATE = ("size", "mtime", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
 _NOT_CONTENT = {*INPUTS, "synthetic", "max_rejected_share", "incremental", "spark_master", "spark_conf"}
 
 
@@ -41,7 +42,12 @@ def input_files(url: str) -> dict[str, str]:
     fs, path = storage.filesystem(url)
     found = sorted(map(str, fs.glob(path) if has_magic(path) else fs.find(path)))
     data = [file for file in found if not file.rsplit("/", 1)[-1].startswith(("_", "."))]
-    return {str(fs.unstrip_protocol(file)): str(fs.ukey(file)) for file in data}
+    return {str(fs.unstrip_protocol(file)): _mark(fs.info(file)) for file in data}
+
+
+def _mark(info: dict[str, Any]) -> str:
+    """Size, and time or checksum by whatever name the store has for them; not owner, rights or link count."""
+    return " ".join(f"{name}={info[name]}" for name in _STATE if name in info)
 
 
 def _whole(url: str) -> str:
