@@ -32,7 +32,7 @@ from spark_jobs.job import run_job, stop_tasks, task_errors
 from spark_jobs.quality import write_quality
 from spark_jobs.rerun import Rerun, plan
 from spark_jobs.shards import FREQUENCIES, Before, write_items, write_shards
-from spark_jobs.sources import CORE, REJECTED, Build, Version, catalogue_of, events_of
+from spark_jobs.sources import CORE, REJECTED, Build, Version, catalogue_of, events_of, without
 from spark_jobs.target import require_target
 
 _BROADCAST_ITEMS = 4_000_000
@@ -120,7 +120,9 @@ def _build(build: Build) -> Manifest:
     listed, item_counts, item_rejects = catalogue_of(build)
     wanted = seen if data.min_item_interactions else seen.union(listed.select("item_key")).distinct()
     history = build.before.manifest.parameters["item_map"] if build.before else []
-    places = grown_map(_known(build, build.erased_items), history, _without(wanted, build.erased_items), cached)
+    places = grown_map(
+        _known(build, build.erased_items), history, without(wanted, "item_key", build.erased_items), cached
+    )
 
     before = _before(build, build.erased_items, places)
     event_files, sequence_files, counts = write_shards(
@@ -172,13 +174,6 @@ def _known(build: Build, erased: list[str]) -> DataFrame:
             F.when(F.col("gone").isNull(), F.col("text")).alias("text"),
         )
     return persisted(rows, build.cached)
-
-
-def _without(keys: DataFrame, erased: list[str]) -> DataFrame:
-    if not erased:
-        return keys
-    gone = keys.sparkSession.createDataFrame([(key,) for key in erased], "item_key string")
-    return keys.join(F.broadcast(gone), "item_key", "left_anti")
 
 
 def _before(build: Build, erased: list[str], places: ItemMap) -> Before | None:

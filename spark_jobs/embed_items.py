@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pyspark import TaskContext
-from pyspark.errors import PySparkException
 from pyspark.sql import Row, SparkSession
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,7 +36,7 @@ from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_fi
 from pad_dist.data.text_table import BUILD_COMMAND, TEXT, manifest_url, read_text_manifest, recipe_name
 from pad_dist.errors import UserError
 from spark_jobs.inputs import absolute
-from spark_jobs.job import run_job
+from spark_jobs.job import run_job, task_errors
 from spark_jobs.text_encoder import model_revision
 from spark_jobs.text_reduction import Sums, fit, in_sample, load_reduction, save_reduction, sums_of
 from spark_jobs.text_shards import Shard, Source, convert_shard, digest_of, embed_range, raw_rows
@@ -59,8 +57,12 @@ def embed_items(config: Config, spark: SparkSession) -> Manifest:
         UserError: no dataset, a file that differs from its manifest, a model that cannot be
             loaded or that changed under the same name, or a store that fails.
     """
-    text = config.text
     version = versions.resolve(absolute(config.dataset))
+    with task_errors(versions.root_of(version)):
+        return _embed(config.text, version, spark)
+
+
+def _embed(text: TextConfig, version: str, spark: SparkSession) -> Manifest:
     root = versions.root_of(version)
     dataset = read_manifest(version, BUILD_COMMAND)
     revision = model_revision(text)
@@ -183,22 +185,13 @@ def _shards(spark: SparkSession, label: str, work: Callable[[int], Shard], count
 
 
 def _run(spark: SparkSession, work: Callable[[int], dict[str, Any]], count: int, schema: str) -> list[Row]:
-    """Rows of `work(0)`, `work(1)` ... in that order.
-
-    Raises:
-        UserError: that a task raised.
-    """
+    """Rows of `work(0)`, `work(1)` ... in that order."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in (int(value) for batch in batches for value in batch.column("id").to_pylist()):
             yield pa.RecordBatch.from_pylist([{"id": number, **work(number)}])
 
-    try:
-        rows = spark.range(0, count, 1, min(count, _MAX_TASKS)).mapInArrow(run, f"id long, {schema}").collect()
-    except PySparkException as error:
-        if told := re.search(r"UserError: (.*)", str(error)):
-            raise UserError(told[1]) from None
-        raise
+    rows = spark.range(0, count, 1, min(count, _MAX_TASKS)).mapInArrow(run, f"id long, {schema}").collect()
     return sorted(rows, key=lambda row: int(row.id))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,9 +44,7 @@ class ItemMap:
 
 def known_items(spark: SparkSession, root: str, files: list[FileEntry]) -> DataFrame:
     """Rows of a version's item files: item_key, item_index, text (null if it is only the key)."""
-    for file in files:
-        verify_file(root, file)
-    rows = _read(spark, [storage.join(root, file.path) for file in files], _MAP)
+    rows = _read(spark, [storage.join(root, file.path) for file in files], _MAP, lambda n: verify_file(root, files[n]))
     return rows.withColumn("text", F.when(F.col("text") != F.col("item_key"), F.col("text")))
 
 
@@ -91,13 +89,19 @@ def read_frequencies(spark: SparkSession, root: str, shards: int) -> DataFrame:
     return _read(spark, paths, "item_index long, train_frequency long")
 
 
-def _read(spark: SparkSession, urls: list[str], schema: str) -> DataFrame:
-    """Parquet files by way of fsspec, as executors write them: Spark may have another name for the same store."""
+def _read(
+    spark: SparkSession, urls: list[str], schema: str, check: Callable[[int], None] = lambda number: None
+) -> DataFrame:
+    """Parquet files by way of fsspec, as executors write them: Spark may have another name for the same store.
+
+    The task that reads file n calls `check(n)` before.
+    """
     columns = [field.split()[0] for field in schema.split(",")]
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for url in (urls[n] for batch in batches for n in batch.column("id").to_pylist()):
-            fs, path = storage.filesystem(url)
+        for number in (int(n) for batch in batches for n in batch.column("id").to_pylist()):
+            check(number)
+            fs, path = storage.filesystem(urls[number])
             with fs.open(path, "rb") as file:
                 yield from pq.ParquetFile(file).iter_batches(columns=columns)
 

@@ -87,7 +87,7 @@ def task_errors(dataset: str) -> Iterator[None]:
 
 def _failure(dataset: str, reason_and_fix: str) -> UserError:
     return UserError(
-        f"{dataset}: the build could not read or write a file, published versions stay as they are: "
+        f"{dataset}: the job could not read or write a file, published versions stay as they are: "
         f"{reason_and_fix}, then run it again"
     )
 

@@ -64,10 +64,10 @@ def events_of(build: Build) -> tuple[DataFrame, DataFrame, dict[str, int], Count
         rows = read_events(build.spark, data, files)
     else:
         rows = build.spark.createDataFrame(
-            [], "user_key string, item_key string, time double, rejected string, row string"
+            [], "user_key string, item_key string, time double, rating double, rejected string, row string"
         )
     state = F.col("rejected")
-    if data.min_rating is not None and files:
+    if data.min_rating is not None:
         state = F.coalesce(state, F.when(F.col("rating") < data.min_rating, _LOW))
     rows = rows.withColumn("state", state)
     usable = F.col("state").isNull()
@@ -96,7 +96,7 @@ def events_of(build: Build) -> tuple[DataFrame, DataFrame, dict[str, int], Count
 def catalogue_of(build: Build) -> tuple[DataFrame, dict[str, int], Counter[str]]:
     """Each item listed in what is read now, once (item_key, text or null); counts and rejects of the catalogue."""
     data, files = build.data, build.rerun.catalogue
-    rows = read_catalogue(build.spark, data, files)
+    rows = read_catalogue(build.spark, data, files)  # refuses a catalogue that is gone, also where none is read again
     if not files:
         assert build.before is not None
         old = build.before.manifest
@@ -128,11 +128,18 @@ def _set_aside(build: Build, rows: DataFrame, role: str, rejected: Counter[str],
     many = rejected.total() > data.max_rejected_share * read
     folder = storage.join(build.dataset if many else build.url, REJECTED)
     for column, keys in (("user_key", build.erased_users), ("item_key", build.erased_items)):
-        if keys and column in rows.columns:
-            gone = build.spark.createDataFrame([(key,) for key in keys], f"{column} string")
-            rows = rows.join(F.broadcast(gone), column, "left_anti")
+        if column in rows.columns:
+            rows = without(rows, column, keys)
     set_aside(rows, role, folder)
     check_rejected(rejected, read, url, data.max_rejected_share, storage.join(folder, f"{role}.jsonl"))
+
+
+def without(rows: DataFrame, column: str, keys: list[str]) -> DataFrame:
+    """The rows whose `column` is none of `keys`."""
+    if not keys:
+        return rows
+    gone = rows.sparkSession.createDataFrame([(key,) for key in keys], f"{column} string")
+    return rows.join(F.broadcast(gone), column, "left_anti")
 
 
 def _named(role: str, rejected: Counter[str]) -> dict[str, int]:

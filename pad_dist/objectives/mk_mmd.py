@@ -55,8 +55,9 @@ def _gather(
     dist.all_reduce(most, dist.ReduceOp.MAX, group)
     own = torch.cat([text, anchor, weights.unsqueeze(1)], dim=1)
     own = F.pad(own, (0, 0, 0, int(most) - len(own)))
-    every = own.new_empty(dist.get_world_size(group) * len(own), own.shape[1])
-    dist.all_gather_into_tensor(every, own, group)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, own, group)
+    every = torch.cat(parts)
     dim = text.shape[1]
     return every[:, :dim], every[:, dim:-1], every[:, -1]
 
