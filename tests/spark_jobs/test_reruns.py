@@ -197,14 +197,19 @@ def test_the_core_is_what_repeated_filtering_leaves(spark: SparkSession, tmp_pat
     assert not (Path(versions.resolve(config.dataset)) / "core").exists()
 
 
+def first_day(spark: SparkSession, folder: Path) -> tuple[list[Event], Config, Manifest]:
+    """Events of which the first 200 are built, the config, and what they were built to."""
+    events = random_events(random.Random(5))
+    write_inputs(folder, [])
+    write_events(folder, "1.csv", events[:200])
+    config = daily(folder)
+    return events, config, build_sequences(config, spark)
+
+
 def test_two_builds_at_once_publish_one_version(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = random_events(random.Random(5))
-    write_inputs(tmp_path, [])
-    write_events(tmp_path, "1.csv", events[:200])
-    config = daily(tmp_path)
-    build_sequences(config, spark)
+    events, config, _ = first_day(spark, tmp_path)
     write_events(tmp_path, "2.csv", events[200:])
 
     def overtaken(*_: object) -> None:
@@ -222,11 +227,7 @@ def test_two_builds_at_once_publish_one_version(
 def test_an_input_that_changes_while_it_is_read_is_told(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = random_events(random.Random(5))
-    write_inputs(tmp_path, [])
-    write_events(tmp_path, "1.csv", events[:200])
-    config = daily(tmp_path)
-    first = build_sequences(config, spark)
+    events, config, first = first_day(spark, tmp_path)
     write_events(tmp_path, "2.csv", events[200:250])
 
     def changing(*arguments: Any) -> Any:
