@@ -12,7 +12,6 @@ PYTEST_ARGS ?=
 
 TORCH := $(shell grep '^torch==' requirements/common.txt)
 PIP := $(VENV)/bin/python -m pip
-# DeepSpeed compiles with the ninja that lies in the environment, and looks for it on PATH.
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH"
 
 # More threads than cores makes the ranks spin instead of working.
@@ -58,11 +57,8 @@ $(VENV)/.locked: $(wildcard requirements/*.txt) | preflight
 	$(PIP) install --no-deps -r requirements/cpu.txt
 	@touch $@
 
-# DeepSpeed's shared-memory op is compiled here, so that no first run waits for it.
 $(VENV)/.ready: $(VENV)/.locked pyproject.toml | preflight
 	$(PIP) install --no-deps --no-build-isolation -e .
-	@echo "Compiling DeepSpeed's shared-memory op (once, about a minute)"
-	$(RUN) DS_ACCELERATOR=cpu python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as op; op().load(verbose=False)'
 	$(RUN) python -c 'import pyspark, torchrec, transformers'
 	@touch $@
 	@echo "Ready: $(VENV)/bin/pad-dist"

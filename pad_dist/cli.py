@@ -42,7 +42,7 @@ def doctor(
     path: Annotated[str, typer.Option(help="directory that runs write to")] = ".",
     world_size: Annotated[int, typer.Option(help="local ranks that a run will start")] = 2,
 ) -> None:
-    """Check Java, compiler, package versions, the fbgemm trap and free disk, and say the fix."""
+    """Check Java, package versions, the fbgemm trap and free disk, and say the fix."""
     raise typer.Exit(print_checks(diagnose(path, world_size)))
 
 

@@ -15,8 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -40,7 +38,6 @@ _FBGEMM_FIX = (
     f"pip install --no-deps fbgemm-gpu-cpu=={FBGEMM} torchrec=={ENGINES['torchrec']}"
 )
 _JAVA = 17
-_STALE_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -87,42 +84,6 @@ def check_java(env: Mapping[str, str]) -> Check:
     if home and int(match[1]) < _JAVA:
         fix = f"unset JAVA_HOME or point it at Java 17 or newer, after: {fix}"
     return Check(name, int(match[1]) >= _JAVA, f"{match[1]} ({java})", fix)
-
-
-def check_compiler(env: Mapping[str, str]) -> Check:
-    """A C++ compiler that can build a Python extension: DeepSpeed compiles one on CPU."""
-    name = "C++ compiler"
-    fix = _install(
-        debian="apt-get install -y g++ python3.11-dev",
-        fedora="dnf install -y gcc-c++ python3.11-devel",
-        macos="xcode-select --install",
-    )
-    command = env.get("CXX") or "c++"
-    compiler = shutil.which(command, path=env.get("PATH", ""))
-    if compiler is None:
-        return Check(name, False, f"no {command} on PATH", fix)
-    include = f"-I{sysconfig.get_paths()['include']}"
-    source = "#include <Python.h>\n#include <vector>\n"
-    answer = _run([compiler, "-std=c++17", include, "-fsyntax-only", "-x", "c++", "-"], stdin=source, env=env)
-    if answer.returncode:
-        error = next((line for line in answer.stderr.splitlines() if "error" in line), _last_line(answer))
-        return Check(name, False, f"{compiler} fails: {error}", fix)
-    return Check(name, True, compiler, fix)
-
-
-def check_ninja(env: Mapping[str, str]) -> Check:
-    """The build tool of DeepSpeed's op, on PATH or beside this interpreter."""
-    path = os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", "")])
-    ninja = shutil.which("ninja", path=path)
-    return Check("ninja", ninja is not None, ninja or "none", "pip install ninja")
-
-
-def check_compile_lock(env: Mapping[str, str], now: float | None = None) -> Check:
-    """No lock of a killed compilation, on which every later run would wait for ever."""
-    root = Path(env.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    now = time.time() if now is None else now
-    stale = [str(lock) for lock in sorted(root.glob("**/lock")) if now - lock.stat().st_mtime > _STALE_SECONDS]
-    return Check("compilation lock", not stale, ", ".join(stale) or "none left over", "rm " + " ".join(stale))
 
 
 def check_versions(installed: Mapping[str, str]) -> list[Check]:
@@ -208,7 +169,7 @@ def check_threads(env: Mapping[str, str], cores: int, world_size: int) -> Check:
 
 def preflight(env: Mapping[str, str]) -> list[Check]:
     """What must be there before anything is installed."""
-    return [check_python(), check_java(env), check_compiler(env)]
+    return [check_python(), check_java(env)]
 
 
 def diagnose(
@@ -221,7 +182,7 @@ def diagnose(
     env = os.environ if env is None else env
     distributions = {_canonical(d.metadata["Name"]): d for d in metadata.distributions() if d.metadata["Name"]}
     installed = {name: d.version for name, d in distributions.items()}
-    checks = [*preflight(env), check_ninja(env), check_compile_lock(env)]
+    checks = preflight(env)
     checks += [check for check in check_versions(installed) if torchrec or not check.name.startswith("torchrec ")]
     if torchrec:
         checks.append(check_fbgemm(installed))

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from pad_dist.config import TrainingConfig
 
+# On CPU every start would compile and load an op that serves inference alone, behind a file lock that a killed run
+# leaves for ever, and keep 66 MiB of /dev/shm for each rank, also after the end. Training needs no compiled op.
+deepspeed.ops.__compatible_ops__ = {}
+
 
 def build_engine(
     module: nn.Module, groups: Sequence[dict[str, Any]], config: TrainingConfig
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap the dense module with AdamW and ZeRO.
+    """Wrap the dense module with AdamW and ZeRO. Collective.
 
     Args:
         groups: AdamW parameter groups: params, lr, weight_decay.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,8 +70,6 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
     kind = device_kind(config)
     os.environ["DS_ACCELERATOR"] = kind
     _quieten()
-    # DeepSpeed looks for ninja on PATH even when nothing is left to compile; it lies beside this Python.
-    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     alone = "RANK" not in os.environ
     os.environ.update(_ALONE if alone else {})
     device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")

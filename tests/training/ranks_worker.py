@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from pad_dist.config import TrainingConfig
 from pad_dist.training.ranks import Ranks
 
 
@@ -13,3 +18,15 @@ def found_by_the_first() -> str:
     assert dist.group.WORLD is not None
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
     return ranks.from_first(lambda: f"version of rank {ranks.rank}")
+
+
+def shared_memory_of_an_engine() -> list[str]:
+    """The compiled op and its buffers, as far as this process has them in memory."""
+    from pad_dist.training.engine import build_engine
+
+    rank, world_size = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_SIZE": world_size}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+    module = nn.Linear(2, 2)
+    build_engine(module, [{"params": list(module.parameters())}], TrainingConfig())
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "deepspeed_" in line]
