@@ -26,7 +26,7 @@ demo: setup
 	$(RUN) pad-dist run --config configs/demo.yaml --out runs/demo
 
 test: lint
-	$(RUN) python -m pytest $(PYTEST_ARGS)
+	$(RUN) python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
 
 lint: setup
 	$(RUN) ruff check .

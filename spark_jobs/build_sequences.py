@@ -27,11 +27,11 @@ from pad_dist.data.manifest import Manifest, read_manifest, write_manifest
 from pad_dist.errors import UserError
 from spark_jobs.histories import Rules
 from spark_jobs.inputs import absolute
-from spark_jobs.items import ItemMap, Keys, by_file, grown_map, known_items, persisted, read_frequencies, with_bins
+from spark_jobs.items import ItemMap, Keys, by_file, grown_map, known_items, persisted, with_bins
 from spark_jobs.job import run_job, stop_tasks, task_errors
 from spark_jobs.quality import write_quality
 from spark_jobs.rerun import Rerun, plan
-from spark_jobs.shards import FREQUENCIES, Before, write_items, write_shards
+from spark_jobs.shards import Before, write_items, write_shards
 from spark_jobs.sources import CORE, REJECTED, Build, Version, catalogue_of, events_of, without
 from spark_jobs.target import require_target
 
@@ -118,29 +118,25 @@ def _build(build: Build) -> Manifest:
     data, cached = build.data, build.cached
     events, seen, event_counts, event_rejects = events_of(build)
     listed, item_counts, item_rejects = catalogue_of(build)
-    wanted = seen if data.min_item_interactions else seen.union(listed.select("item_key")).distinct()
     history = build.before.manifest.parameters["item_map"] if build.before else []
-    places = grown_map(
-        _known(build, build.erased_items), history, without(wanted, "item_key", build.erased_items), cached
-    )
+    keys = without(_wanted(data, seen, listed), "item_key", build.erased_items)
+    places = grown_map(_known(build, build.erased_items), history, keys, cached)
 
     before = _before(build, build.erased_items, places)
-    event_files, sequence_files, counts = write_shards(
-        _by_shard(build, events, places), build.url, before, build.erased_users, Rules.of(data)
-    )
+    by_shard = _by_shard(build, events, places)
+    files, counts, counted = write_shards(by_shard, build.url, before, build.erased_users, Rules.of(data), cached)
     if not counts.get("interactions"):
         raise UserError(_why_empty(build, events, event_counts, event_rejects.total()))
     for name, lacking in _LACKING.items():
         if not counts[name]:
             raise UserError(f"{lacking}: check data.split and data.min_interactions")
-    rows, cuts = with_bins(persisted(_with_frequency(build, places, listed, seen), cached), cached)
+    rows, cuts = with_bins(persisted(_with_frequency(data, places, counted), cached), cached)
     item_files, untitled = write_items(by_file(rows, places.items), build.url)
-    for scratch in (FREQUENCIES, CORE):
-        storage.remove(storage.join(build.url, scratch))
+    storage.remove(storage.join(build.url, CORE))
     _sweep(build.url)
     return Manifest(
         counts={
-            "users": sum(file.rows for file in sequence_files),
+            "users": sum(file.rows for file in files["sequences"]),
             "items": places.items,
             **counts,
             **untitled,
@@ -148,7 +144,7 @@ def _build(build: Build) -> Manifest:
             **item_counts,
         },
         parameters=settings_of(data) | {"bin_cuts": cuts, "item_map": places.history},
-        groups={"items": item_files, "sequences": sequence_files, "events": event_files},
+        groups={"items": item_files, **files},
         rejected=dict(sorted((event_rejects + item_rejects).items())),
     )
 
@@ -159,6 +155,15 @@ def _sweep(url: str) -> None:
     for file in fs.find(path):
         if str(file).endswith(".tmp"):
             fs.rm_file(file)
+
+
+def _wanted(data: DataConfig, seen: DataFrame, listed: DataFrame) -> DataFrame:
+    """The `keys` of `items.grown_map`: items seen in events, and those of the catalogue unless the core decides."""
+    in_core = bool(data.min_item_interactions)
+    rows = seen.select("item_key", F.lit(None).cast("string").alias("text"), F.lit(True).alias("wanted")).unionByName(
+        listed.withColumn("wanted", F.lit(not in_core))
+    )
+    return rows.groupBy("item_key").agg(F.max("text").alias("text"), F.max("wanted").alias("wanted"))
 
 
 def _known(build: Build, erased: list[str]) -> DataFrame:
@@ -173,7 +178,7 @@ def _known(build: Build, erased: list[str]) -> DataFrame:
             "item_index",
             F.when(F.col("gone").isNull(), F.col("text")).alias("text"),
         )
-    return persisted(rows, build.cached)
+    return rows
 
 
 def _before(build: Build, erased: list[str], places: ItemMap) -> Before | None:
@@ -201,20 +206,16 @@ def _by_shard(build: Build, events: DataFrame, places: ItemMap) -> DataFrame:
     )
 
 
-def _with_frequency(build: Build, places: ItemMap, listed: DataFrame, seen: DataFrame) -> DataFrame:
+def _with_frequency(data: DataConfig, places: ItemMap, counted: DataFrame) -> DataFrame:
     """Every item: item_key, item_index, text (or null), train_frequency, active."""
-    counted = read_frequencies(build.spark, build.url, build.data.shards)
     frequency = counted.groupBy("item_index").agg(F.sum("train_frequency").alias("train_frequency"))
-    texts = listed.withColumnRenamed("text", "listed_text")
-    rows = places.rows.join(texts, "item_key", "left").join(frequency, "item_index", "left")
     active = F.col("item_key") != ""
-    if build.data.min_item_interactions:
-        rows = rows.join(seen.withColumn("in_core", F.lit(True)), "item_key", "left")
-        active &= F.col("in_core").isNotNull()
-    return rows.select(
+    if data.min_item_interactions:
+        active &= F.coalesce("wanted", F.lit(False))
+    return places.rows.join(frequency, "item_index", "left").select(
         "item_key",
         "item_index",
-        F.coalesce("listed_text", "text").alias("text"),
+        "text",
         F.coalesce("train_frequency", F.lit(0)).alias("train_frequency"),
         active.alias("active"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,6 @@ from pad_dist import storage
 from pad_dist.data.manifest import FileEntry, verify_file
 from spark_jobs.bins import bin_cuts
 from spark_jobs.histories import Ints
-from spark_jobs.shards import FREQUENCIES
 
 ITEMS_PER_FILE = 262_144
 _MAP = "item_key string, item_index long, text string"
@@ -30,7 +29,7 @@ class ItemMap:
     """Every item of a version.
 
     Attributes:
-        rows: item_key ("" if erased), item_index, text (null: none of its own, or not known yet).
+        rows: item_key ("" if erased), item_index, text (null: none of its own), wanted (null: not by `grown_map`).
         items: how many there are.
         added: (item_key, item_index) of those that this version adds.
         history: [[items, digest], ...] of the manifest.
@@ -43,24 +42,41 @@ class ItemMap:
 
 
 def known_items(spark: SparkSession, root: str, files: list[FileEntry]) -> DataFrame:
-    """Rows of a version's item files: item_key, item_index, text (null if it is only the key)."""
-    rows = _read(spark, [storage.join(root, file.path) for file in files], _MAP, lambda n: verify_file(root, files[n]))
+    """Rows of a version's item files: item_key, item_index, text (null if it is only the key).
+
+    Read by way of fsspec, as they were written: Spark may have another name for the same store.
+    """
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for number in (int(n) for batch in batches for n in batch.column("id").to_pylist()):
+            verify_file(root, files[number])
+            fs, path = storage.filesystem(storage.join(root, files[number].path))
+            with fs.open(path, "rb") as file:
+                yield from pq.ParquetFile(file).iter_batches(columns=["item_key", "item_index", "text"])
+
+    rows = spark.range(0, len(files), 1, max(1, len(files))).mapInArrow(read, _MAP)
     return rows.withColumn("text", F.when(F.col("text") != F.col("item_key"), F.col("text")))
 
 
 def grown_map(known: DataFrame, history: list[list[Any]], keys: DataFrame, cached: ExitStack) -> ItemMap:
-    """The map `known` of that history, followed by those of `keys` (item_key, distinct) that it lacks."""
+    """The map `known` of that history, followed by the wanted ones of `keys` that it lacks.
+
+    Args:
+        known: item_key, item_index, text.
+        keys: item_key (distinct), text (if not null, in place of a known one), wanted (false: only for its text).
+    """
     items, last = history[-1] if history else (0, "")
-    ordered = persisted(keys.join(known, "item_key", "left_anti").select("item_key").orderBy("item_key"), cached)
-    added = _numbered(ordered, items, "item_index")
+    text = F.coalesce(keys["text"], known["text"]).alias("text")
+    rows = persisted(known.join(keys, "item_key", "full").select("item_key", "item_index", text, "wanted"), cached)
+    lacking = rows.where("item_index IS NULL AND wanted").select("item_key", "text", "wanted").orderBy("item_key")
+    added = _numbered(persisted(lacking, cached), items, "item_index")
     count, digest = added.agg(
         F.count("*"), F.sum(F.xxhash64("item_index", "item_key").cast("decimal(38,0)"))
     ).collect()[0]
     if count:
         total = hashlib.sha256(f"{last} {items} {count} {digest}".encode()).hexdigest()
         history = [*history, [items + count, total[:16]]]
-    rows = persisted(known.unionByName(added.withColumn("text", F.lit(None).cast("string"))), cached)
-    return ItemMap(rows, items + count, added, history)
+    return ItemMap(rows.where("item_index IS NOT NULL").unionByName(added), items + count, added, history)
 
 
 def with_bins(items: DataFrame, cached: ExitStack) -> tuple[DataFrame, list[int]]:
@@ -81,31 +97,6 @@ def by_file(items: DataFrame, count: int) -> DataFrame:
     """The items in files of ITEMS_PER_FILE, one partition each, in the order of their index."""
     file = F.floor((F.col("item_index") - 1) / ITEMS_PER_FILE).cast("int")
     return items.repartitionById(-(-count // ITEMS_PER_FILE), file).sortWithinPartitions("item_index")
-
-
-def read_frequencies(spark: SparkSession, root: str, shards: int) -> DataFrame:
-    """What `shards.write_shards` left of each shard: item_index, train_frequency."""
-    paths = [storage.join(root, f"{FREQUENCIES}/part-{shard:05d}.parquet") for shard in range(shards)]
-    return _read(spark, paths, "item_index long, train_frequency long")
-
-
-def _read(
-    spark: SparkSession, urls: list[str], schema: str, check: Callable[[int], None] = lambda number: None
-) -> DataFrame:
-    """Parquet files by way of fsspec, as executors write them: Spark may have another name for the same store.
-
-    The task that reads file n calls `check(n)` before.
-    """
-    columns = [field.split()[0] for field in schema.split(",")]
-
-    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for number in (int(n) for batch in batches for n in batch.column("id").to_pylist()):
-            check(number)
-            fs, path = storage.filesystem(urls[number])
-            with fs.open(path, "rb") as file:
-                yield from pq.ParquetFile(file).iter_batches(columns=columns)
-
-    return spark.range(0, len(urls), 1, max(1, len(urls))).mapInArrow(read, schema)
 
 
 def persisted(frame: DataFrame, cached: ExitStack) -> DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -37,11 +37,10 @@ from spark_jobs.histories import (
     train_items,
     without,
 )
+from spark_jobs.items import persisted
 
 ROWS_PER_GROUP = 16384
 EVENTS_PER_GROUP = 1 << 20
-FREQUENCIES = "frequencies"
-"""Scratch directory of a build: Parquet of item_index, train_frequency, several rows for one item."""
 _HELD_COUNTS = 1 << 22
 ITEMS = pa.schema(
     [
@@ -69,17 +68,18 @@ class Before:
 
 
 def write_shards(
-    rows: DataFrame, root: str, before: Before | None, erased_users: list[str], rules: Rules
-) -> tuple[list[FileEntry], list[FileEntry], dict[str, int]]:
-    """Write events/part-k and sequences/part-k of shard k, and the frequencies of its items.
+    rows: DataFrame, root: str, before: Before | None, erased_users: list[str], rules: Rules, cached: ExitStack
+) -> tuple[dict[str, list[FileEntry]], dict[str, int], DataFrame]:
+    """Write events/part-k and sequences/part-k of shard k.
 
     Args:
         rows: (user_key, time, item_index); partition k holds shard k in order of user, time, item key, and a row
             without user, so that Spark runs a task where nothing is new.
 
     Returns:
-        Files of events, files of sequences, and what is in them: events, interactions, users with a train part to
-        learn from (train_users) and with a target (valid_users, test_users).
+        Files of the groups events and sequences; what is in them: events, interactions, users with a train part to
+        learn from (train_users) and with a target (valid_users, test_users); and how often the train parts hold an
+        item: (item_index, train_frequency), several rows for one item, kept by Spark until `cached` ends.
     """
     erased = pa.array(erased_users, pa.string())
 
@@ -94,14 +94,14 @@ def write_shards(
                 events.add(table, {"events": _events_in(table)}, _events_in(table))
                 cut.add(view, _counts(view), _events_in(view))
                 frequencies.add(train_items(view))
-            with storage.atomic_writer(storage.join(root, f"{FREQUENCIES}/part-{shard:05d}.parquet")) as file:
-                pq.write_table(frequencies.table(), file, compression="zstd")
-        yield events.written()
-        yield cut.written()
+        written = [pa.Table.from_batches([file.written()]) for file in (events, cut)]
+        yield from pa.concat_tables([*written, frequencies.table()], promote_options="default").to_batches()
 
-    entries, counts = _collect(rows.select("user_key", "time", "item_index"), write)
-    events, cut = ([e for e in entries if e.path.startswith(f"{group}/")] for group in ("events", "sequences"))
-    return events, cut, counts
+    schema = f"{_WRITTEN}, item_index long, train_frequency long"
+    found = rows.select("user_key", "time", "item_index").mapInArrow(write, schema)
+    entries, counts = _entries(persisted(found, cached).where("path IS NOT NULL"))
+    files = {group: [e for e in entries if e.path.startswith(f"{group}/")] for group in ("events", "sequences")}
+    return files, counts, found.where("path IS NULL").select("item_index", "train_frequency")
 
 
 def _counts(sequences: pa.Table) -> dict[str, int]:
@@ -151,7 +151,7 @@ def write_items(items: DataFrame, root: str) -> tuple[list[FileEntry], dict[str,
                 file.add(table, {"items_without_text": untitled})
         yield file.written()
 
-    return _collect(items.select(*ITEMS.names), write)
+    return _entries(items.select(*ITEMS.names).mapInArrow(write, _WRITTEN))
 
 
 def clean_text(text: str | None) -> str:
@@ -165,8 +165,8 @@ def _partition() -> int:
     return context.partitionId()
 
 
-def _collect(frame: DataFrame, write: Callable[[Batches], Batches]) -> tuple[list[FileEntry], dict[str, int]]:
-    rows = sorted(frame.mapInArrow(write, _WRITTEN).collect(), key=lambda row: str(row.path))
+def _entries(written: DataFrame) -> tuple[list[FileEntry], dict[str, int]]:
+    rows = sorted(written.collect(), key=lambda row: str(row.path))
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update(row.counts)

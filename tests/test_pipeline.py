@@ -233,10 +233,9 @@ RAW = {"name": "raw", "data": {"interactions": "events.csv", "items": "items.csv
     ("override", "unreadable", "told"),
     [
         ("data.interactions=event.csv", 0, "event.csv does not exist; . holds events.csv, items.csv"),
-        ("data.columns.time=when", 0, "events.csv has no column 'when'; it has user, item, time: set data.columns"),
         ("seed=1", 24, "24 of 240 rows (10.0%) of events.csv are unreadable (time is blank: 24)"),
     ],
-    ids=["missing file", "misspelt column", "unreadable rows"],
+    ids=["missing file", "unreadable rows"],
 )
 def test_a_users_mistake_is_one_line_and_leaves_nothing_half_written(
     tmp_path: Path, override: str, unreadable: int, told: str

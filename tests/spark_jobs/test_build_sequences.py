@@ -2,7 +2,6 @@
 
 import random
 import zlib
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -133,25 +132,3 @@ def test_held_out_items_leave_frequencies_and_bins_unchanged(spark: SparkSession
     for name in ("train_frequency", "bin"):
         old, new = (dict(zip(t["item_key"], t[name], strict=True)) for t in (before, after))
         assert [old[key] for key in common] == [new[key] for key in common]
-
-
-def test_prime_pantry_has_the_published_counts_and_cuts(spark: SparkSession, tmp_path: Path, shared_data: Path) -> None:
-    inputs = {name: f"{shared_data}/prime-pantry/{name}.csv.gz" for name in ("interactions", "items")}
-    config = config_for(tmp_path, **inputs, columns={"time": "position"}, min_interactions=5, shards=8)
-    manifest = build_sequences(config, spark)
-    assert manifest.counts == {
-        "users": 12871,
-        "items": 8347,
-        "train_users": 12871,
-        "valid_users": 12871,
-        "test_users": 12871,
-        "interactions": 115004,
-        "events": 115004,
-        "raw_events": 115004,
-        "below_min_rating": 0,
-        "items_without_text": 0,
-        "duplicate_item_rows": 0,
-    }
-    assert manifest.parameters["bin_cuts"] == [0, 35, 100, 205, 361, 585, 898, 1357, 2074, 3348, 8347]
-    bins = Counter(read_items(config.dataset)["bin"])
-    assert [bins[b] for b in range(1, 11)] == [35, 65, 105, 156, 224, 313, 459, 717, 1274, 4999]

@@ -96,6 +96,8 @@ def test_a_real_set_has_its_published_counts(spark: SparkSession, tmp_path: Path
     check_published(name, manifest, sequences, raw_histories(config))
     places = [(row["train"], row["valid"], row["test"]) for row in sequences]
     assert places == [(n - 2, n - 2, n - 1) for n in (len(row["items"]) for row in sequences)]
+    if name == "prime_pantry":  # the cuts of METHOD
+        assert manifest.parameters["bin_cuts"] == [0, 35, 100, 205, 361, 585, 898, 1357, 2074, 3348, 8347]
 
 
 def test_beauty_split_by_time_day_after_day(
