@@ -14,6 +14,7 @@ def spark() -> Iterator[SparkSession]:
     """Two cores, few partitions, and settings that suit tiny jobs on a cold JVM."""
     conf = {
         "spark.sql.shuffle.partitions": "2",
+        "spark.sql.adaptive.enabled": "false",
         "spark.sql.codegen.wholeStage": "false",
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     }

@@ -208,19 +208,3 @@ def test_a_terminated_build_takes_its_files_with_it(base: Path, tmp_path: Path) 
     assert build.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("dataset/*/*"))
-
-
-def test_an_interrupted_build_takes_its_files_with_it(
-    spark: SparkSession, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = copied(base, tmp_path / "dataset")
-
-    def interrupted(*_: object) -> None:
-        assert len(list((tmp_path / "dataset" / "versions").iterdir())) == 2
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "write_quality", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build_sequences(config, spark)
-    assert files_of(tmp_path / "dataset") == files_of(base / "dataset")
-    assert len(list((tmp_path / "dataset" / "versions").iterdir())) == 1

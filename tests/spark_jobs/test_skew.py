@@ -1,4 +1,4 @@
-"""One user with 200,000 events and one item with 500,000 of a million, in little memory."""
+"""One user with 100,000 events and one item with 200,000 of 400,000, in little memory."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def test_heavy_users_and_items_are_exact_and_fit_in_little_memory(tmp_path: Path) -> None:
-    inputs, events = skewed(tmp_path, user_events=200_000, item_events=500_000, others=300_000)
+    inputs, events = skewed(tmp_path, user_events=100_000, item_events=200_000, others=100_000)
     config = config_of(tmp_path / "dataset", f"{inputs}/interactions-*.csv.gz", inputs / "items.csv.gz", 4, "1g")
     measured = run_build(config, tmp_path / "scratch", timeout=240)
     assert measured.worker < 300 * MIB

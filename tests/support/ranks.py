@@ -17,7 +17,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     A rank that raises or outlives `timeout` seconds fails the test and ends the others.
     """
-    context = multiprocessing.get_context("spawn")
+    # Ranks are forks of a process that has imported the engines, which takes longer than most tests.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchrec", "tests.support.ranks"])
     results: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         places = [(f"file://{folder}/store", rank, world_size) for rank in range(world_size)]
