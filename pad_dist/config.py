@@ -150,6 +150,8 @@ class TrainingConfig(Section):
     """Gradient-norm clip of the dense part; 0 is off. The sparse tables are not clipped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = Field(20, ge=1)
+    save_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: only where an epoch has been validated."""
     timeout_minutes: float = Field(30, gt=0)
     """A collective that takes longer ends the run."""
 

@@ -59,13 +59,17 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_training_leaves_one_complete_checkpoint_metrics_and_result(pretrained: Path) -> None:
+def test_training_leaves_its_newest_and_its_best_checkpoint_metrics_and_result(pretrained: Path) -> None:
     stage = pretrained.parent / "run" / "pretrain"
     result = json.loads((stage / "result.json").read_text())
-    (complete,) = stage.glob("step-*/COMPLETE")
-    meta = json.loads(complete.read_text())
-    assert (meta["epoch"], meta["fingerprint"]) == (result["epoch"], result["fingerprint"])
-    assert meta["valid"]["users"] == 60
+    *_, newest = sorted(stage.glob("step-*/COMPLETE"))
+    meta = json.loads(newest.read_text())
+    assert meta["fingerprint"] == result["fingerprint"]
+    best = meta["progress"]["best"]
+    assert (best["epoch"], best["metrics"]) == (result["epoch"], result["valid"])
+    assert {path.parent.name for path in stage.glob("step-*/COMPLETE")} == {
+        f"step-{step:09d}" for step in (meta["step"], meta["best"])
+    }
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["kind"] == "valid"] == [0, 1, 2]
     assert all(line["loss"] > 0 and line["sequences_per_s"] > 0 for line in lines if line["kind"] == "train")

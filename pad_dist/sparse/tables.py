@@ -63,6 +63,10 @@ class Tables(ABC):
         """{table: weights} as torch.distributed.checkpoint takes and fills them."""
 
     @abstractmethod
+    def optimizer_state(self) -> Mapping[str, Any]:
+        """{"<table>.<state>": tensor} of the fused optimizers, in the same form; none before the first step."""
+
+    @abstractmethod
     def set_lr(self, lr: float) -> None:
         """Change the learning rate of all tables."""
 

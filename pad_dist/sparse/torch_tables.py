@@ -27,6 +27,11 @@ class TorchTables(Tables):
     def state(self) -> dict[str, Tensor]:
         return {name: table.weight.data for name, table in self._tables.items()}
 
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value for name, table in self._tables.items() for key, value in table.optimizer_state()
+        }
+
     def set_lr(self, lr: float) -> None:
         for table in self._tables.values():
             table.set_lr(lr)
@@ -50,6 +55,11 @@ class _Table:
             # Runs once per backward, when the whole gradient of these rows is known: a fused step.
             rows.register_post_accumulate_grad_hook(lambda r: self._step(items, r))
         return rows
+
+    def optimizer_state(self) -> list[tuple[str, Tensor]]:
+        if self._adamw is not None:
+            return list(self._adamw.state[self.weight].items())
+        return [("momentum1", self._sum_squares)] if self._optimizer != "sgd" else []
 
     def set_lr(self, lr: float) -> None:
         self._lr = lr

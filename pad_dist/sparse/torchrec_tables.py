@@ -81,6 +81,10 @@ class TorchRecTables(Tables):
     def state(self) -> dict[str, Any]:
         return {key.split(".")[1]: weights for key, weights in self._collection.state_dict().items()}
 
+    def optimizer_state(self) -> dict[str, Any]:
+        states = self._collection.fused_optimizer.state_dict()["state"]
+        return {name: value for state in states.values() for name, value in state.items()}
+
     def set_lr(self, lr: float) -> None:
         for group in self._collection.fused_optimizer.param_groups:
             group["lr"] = lr

@@ -11,7 +11,7 @@ from pad_dist.config import Config, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.stages.trained_on import Record, described, record
-from pad_dist.training.checkpoint import checkpoint_meta, latest_checkpoint
+from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta
 
 _NOT_SHAPE = {"dropout", "gate_init"}
 _NOT_VECTORS = {"batch_size", "rows_per_shard"}
@@ -50,7 +50,7 @@ def earlier(config: Config, stage: StageName) -> Earlier:
         raise UserError(
             f"continue_from={config.continue_from} has no {stage} stage that was trained to its end: {_OUT}"
         )
-    path = latest_checkpoint(folder, f"launchers/{stage}.py")
+    path = best_checkpoint(folder, f"launchers/{stage}.py")
     meta = checkpoint_meta(path)
     if not isinstance(meta["dataset"], dict):
         raise UserError(f"{path} does not tell the item map that it was trained on: {_OUT}")

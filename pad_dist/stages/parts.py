@@ -119,7 +119,7 @@ def fingerprint(config: Config, stage: StageName) -> str:
         "model": config.model.model_dump(),
         "sparse": config.sparse.model_dump(exclude={"backend", "sharding", "memory_gib"}),
         "training": config.training.model_dump(
-            exclude={"world_size", "zero_stage", "device", "log_every", "timeout_minutes"}
+            exclude={"world_size", "zero_stage", "device", "log_every", "save_every", "timeout_minutes"}
         ),
         "validate_every": config.evaluation.every,
         "stage": config.stage(stage).model_dump(),

@@ -22,7 +22,7 @@ from pad_dist.sparse.text_rows import TextRows
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import MAIN_SCORER, PARTS, command, fingerprint, inherits, needs_text, stage_dir
 from pad_dist.stages.trained_on import other_version
-from pad_dist.training.checkpoint import checkpoint_meta, latest_checkpoint, load_dense, load_first_rows, load_tables
+from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta, load_dense, load_first_rows, load_tables
 from pad_dist.training.ranks import Ranks
 
 
@@ -123,14 +123,19 @@ def load_trained(config: Config, stage: StageName, ranks: Ranks) -> System:
     """
     path = _checkpoint(config, stage)
     system = build_system(config, stage, ranks)
+    load_weights(system, path)
+    return system
+
+
+def load_weights(system: System, path: Path) -> None:
+    """Take the weights of a checkpoint of the same stage. Collective."""
     load_tables(path, system.tables.state())
     system.pad.load_state_dict(load_dense(path))
-    return system
 
 
 def _checkpoint(config: Config, stage: StageName) -> Path:
     again = command("CONFIG", stage)
-    path = latest_checkpoint(stage_dir(config, stage), again)
+    path = best_checkpoint(stage_dir(config, stage), again)
     if checkpoint_meta(path)["fingerprint"] != fingerprint(config, stage):
         raise UserError(
             other_version(f"{stage_dir(config, stage)}/result.json", Dataset.open(config.dataset), again)

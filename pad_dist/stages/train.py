@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pad_dist import storage
 from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch
+from pad_dist.data.hashing import DROPOUT, hash_ids
 from pad_dist.data.loader import train_batches
 from pad_dist.data.order import steps_per_epoch
 from pad_dist.environment import environment
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import fingerprint, stage_dir
-from pad_dist.stages.system import System, build_system, initialise
+from pad_dist.stages.system import System, build_system, initialise, load_weights
 from pad_dist.stages.trained_on import record
-from pad_dist.training.checkpoint import save_checkpoint
-from pad_dist.training.engine import build_engine, full_state
-from pad_dist.training.loop import Best, Metrics, Schedule, fit
+from pad_dist.training.checkpoint import (
+    checkpoint_meta,
+    load_optimizer,
+    load_tables,
+    newest_whole_checkpoint,
+    save_checkpoint,
+)
+from pad_dist.training.engine import build_engine, full_state, load_optimizer_state, optimizer_state
+from pad_dist.training.loop import Best, Metrics, Progress, Schedule, fit
 from pad_dist.training.metrics import Recorder
 from pad_dist.training.ranks import Ranks
 
@@ -31,12 +41,20 @@ Validate = Callable[[System, Pad], Metrics]
 
 
 def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Validate) -> Best:
-    """Train a stage to early stopping; leave its best checkpoint and `result.json` in `<out>/<stage>`."""
+    """Train a stage to early stopping; leave its best checkpoint and `result.json` in `<out>/<stage>`.
+
+    A run that was killed goes on from its newest whole checkpoint, at any world size, and gives what it would have.
+    """
+    mark = fingerprint(config, stage)
     system = build_system(config, stage, ranks)
-    initialise(system)
+    kept = _kept(config, stage, mark, ranks)
+    if kept is None:
+        initialise(system)
+    else:
+        load_weights(system, kept)
     scoring = copy.deepcopy(system.pad).eval()
     trainer = Trainer(system)
-    mark = fingerprint(config, stage)
+    start = trainer.restore(kept) if kept else None
 
     def scoring_weights() -> dict[str, Tensor]:
         prefix = "pad."
@@ -48,12 +66,21 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
 
     result = f"{stage_dir(config, stage)}/result.json"
 
-    def save(best: Best) -> None:
+    def save(progress: Progress) -> None:
         if ranks.is_first:
             storage.remove(result)
-        meta = {"fingerprint": mark, "stage": stage, "epoch": best.epoch, "valid": best.metrics}
+        meta = {"fingerprint": mark, "stage": stage, "progress": asdict(progress)}
         meta |= {"config": config.model_dump(mode="json"), "dataset": record(system.dataset)}
-        save_checkpoint(stage_dir(config, stage), best.step, scoring_weights(), system.tables.state(), meta, ranks)
+        save_checkpoint(
+            stage_dir(config, stage),
+            progress.step,
+            dense=scoring_weights(),
+            optimizer=trainer.optimizer_state() if progress.step else {},
+            tables=trainer.tables_state(),
+            best=progress.best.step,
+            meta=meta,
+            ranks=ranks,
+        )
 
     training = config.training
     schedule = Schedule(
@@ -62,14 +89,19 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
         steps_per_epoch(system.dataset.users, training.batch_size),
         config.evaluation.every,
         training.log_every,
+        training.save_every,
     )
-    with Recorder(stage, stage_dir(config, stage), speaks=ranks.is_first) as recorder:
+    start_step = start.step if start else None
+    with Recorder(stage, stage_dir(config, stage), speaks=ranks.is_first, start_step=start_step) as recorder:
         recorder.say(
             f"{system.dataset.users:,} users, {system.dataset.items:,} items, {schedule.steps_per_epoch} steps of "
             f"{training.batch_size} sequences per epoch, {ranks.world_size} rank(s) on {ranks.device.type}"
         )
+        if start:
+            recorder.say(f"goes on from {kept}: {start.step} steps are done")
         best = fit(
             schedule,
+            start=start,
             batches=trainer.batches,
             train_step=trainer.step,
             set_lr_scale=trainer.set_lr_scale,
@@ -94,10 +126,29 @@ class Trainer:
         self.objective = StageObjective(system.pad, system.stage, config, group).train()
         self._engine = build_engine(self.objective, _parameter_groups(system), config.training)
         self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
-        # From here on randomness is dropout's: every rank has its own.
-        torch.manual_seed(config.seed * 1_000_003 + ranks.rank)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def restore(self, path: Path) -> Progress:
+        """Go on from a checkpoint whose weights the system has taken already. Collective."""
+        values = checkpoint_meta(path)["progress"]
+        progress = Progress(**values | {"best": Best(**values["best"])})
+        if progress.step:
+            # The optimizers make room for their state in a step, which here has no learning rate.
+            self.set_lr_scale(0.0)
+            self.step(0, next(self.batches(1)))
+            load_optimizer_state(self._engine, load_optimizer(path))
+            load_tables(path, self.tables_state())
+        return progress
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """What the dense optimizer goes on from. Collective."""
+        return optimizer_state(self._engine)
+
+    def tables_state(self) -> dict[str, Any]:
+        """The tables and the state of their fused optimizers."""
+        tables = self._system.tables
+        return {**tables.state(), **tables.optimizer_state()}
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch."""
         system, config = self._system, self._system.config
         return train_batches(
@@ -109,11 +160,15 @@ class Trainer:
             loss=config.training.loss,
             rank=system.ranks.rank,
             world_size=system.ranks.world_size,
+            start_step=start_step,
             occurrence_share=config.align.mmd_item_share if system.stage == "align" else 1.0,
         )
 
-    def step(self, batch: Batch) -> Tensor:
-        """Look up, project, score, one backward (which steps the tables), one dense step."""
+    def step(self, number: int, batch: Batch) -> Tensor:
+        """Step `number`: look up, project, score, one backward (which steps the tables), one dense step."""
+        # Dropout is a function of step and rank, so that a resumed run draws what an uninterrupted one would.
+        config, rank = self._system.config, self._system.ranks.rank
+        torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([rank]))[0]) >> 1)
         batch = self._system.to_device(batch)
         loss = self._engine(batch, self._system.rows(batch.items))
         self._engine.backward(loss)
@@ -125,6 +180,17 @@ class Trainer:
         self._system.tables.set_lr(self._stage.sparse_lr * scale)
         for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * scale
+
+
+def _kept(config: Config, stage: StageName, mark: str, ranks: Ranks) -> Path | None:
+    """The checkpoint to go on from: the newest whole one with these settings and data, the same on every rank."""
+
+    def find() -> str:
+        path = newest_whole_checkpoint(stage_dir(config, stage), lambda text: print(f"[{stage}] {text}", flush=True))
+        return str(path) if path and checkpoint_meta(path)["fingerprint"] == mark else ""
+
+    found = ranks.from_first(find)
+    return Path(found) if found else None
 
 
 def _parameter_groups(system: System) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
-"""Checkpoints of a stage: the dense part, the sharded tables, and COMPLETE written last.
+"""Checkpoints of a stage: all that training goes on from, and COMPLETE written last.
 
-Everything is safetensors or JSON; nothing is unpickled. Tables are saved and
-loaded shard by shard through torch.distributed.checkpoint, at any world size.
+A checkpoint holds the dense weights, the optimizer's fp32 weights and moments, the
+tables with the state of their fused optimizers, and where training stands. Nothing
+in it depends on the world size or the ZeRO stage that wrote it. Everything is
+safetensors or JSON; nothing is unpickled. Tables are saved and loaded shard by
+shard through torch.distributed.checkpoint.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,35 +39,80 @@ _COMPLETE = "COMPLETE"
 
 
 def save_checkpoint(
-    stage_dir: str, step: int, dense: dict[str, Tensor], tables: Mapping[str, Any], meta: dict[str, Any], ranks: Ranks
+    stage_dir: str,
+    step: int,
+    *,
+    dense: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    tables: Mapping[str, Any],
+    best: int,
+    meta: dict[str, Any],
+    ranks: Ranks,
 ) -> None:
-    """Write `<stage_dir>/step-<step>` and then remove older ones. Collective."""
-    path = Path(stage_dir) / f"step-{step:09d}"
+    """Write `<stage_dir>/step-<step>`, then remove all others but that of step `best`. Collective."""
+    path = _place(stage_dir, step)
     if ranks.is_first:
         shutil.rmtree(path, ignore_errors=True)
         (path / "tables").mkdir(parents=True)
-        save_file({name: value.contiguous().cpu() for name, value in dense.items()}, path / "dense.safetensors")
+        for name, values in (("dense", dense), ("optimizer", optimizer)):
+            whole = {key: value.contiguous().cpu() for key, value in values.items()}
+            save_file(whole, path / f"{name}.safetensors")
     ranks.barrier()
     _quiet_save(tables, path / "tables", ranks)
     ranks.barrier()
     if ranks.is_first:
-        storage.write_json(str(path / _COMPLETE), meta | {"step": step})
+        storage.write_json(str(path / _COMPLETE), meta | {"step": step, "best": best, "files": _sizes(path)})
         for other in Path(stage_dir).glob("step-*"):
-            if other != path:
+            if other not in (path, _place(stage_dir, best)):
                 shutil.rmtree(other)
     ranks.barrier()
 
 
-def latest_checkpoint(stage_dir: str, made_by: str) -> Path:
-    """The newest complete checkpoint of a stage.
+def best_checkpoint(stage_dir: str, made_by: str) -> Path:
+    """The checkpoint that validation selected.
 
     Raises:
         UserError: there is none; `made_by` is the command that makes one.
     """
-    complete = sorted(path.parent for path in Path(stage_dir).glob(f"step-*/{_COMPLETE}"))
+    complete = _complete(stage_dir)
     if not complete:
         raise UserError(f"{stage_dir} holds no complete checkpoint: run `{made_by}` first")
-    return complete[-1]
+    return _place(stage_dir, checkpoint_meta(complete[0])["best"])
+
+
+def newest_whole_checkpoint(stage_dir: str, say: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint whose files are as long as they were, and so is that of its best step.
+
+    `say` is told which ones are passed over.
+    """
+    for path in _complete(stage_dir):
+        best = _place(stage_dir, checkpoint_meta(path)["best"])
+        damaged = [name for place in {path, best} for name in _damaged(place)]
+        if not damaged:
+            return path
+        say(f"{path} is passed over, damaged: {', '.join(damaged)}")
+    return None
+
+
+def _complete(stage_dir: str) -> list[Path]:
+    """Complete checkpoints, the newest first."""
+    return sorted((path.parent for path in Path(stage_dir).glob(f"step-*/{_COMPLETE}")), reverse=True)
+
+
+def _place(stage_dir: str, step: int) -> Path:
+    return Path(stage_dir) / f"step-{step:09d}"
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != _COMPLETE)
+    return {str(file.relative_to(path)): file.stat().st_size for file in sorted(files)}
+
+
+def _damaged(path: Path) -> list[str]:
+    if not (path / _COMPLETE).exists():
+        return [f"{path}/{_COMPLETE}"]
+    there, wanted = _sizes(path), checkpoint_meta(path)["files"]
+    return [f"{path}/{name}" for name, size in wanted.items() if there.get(name) != size]
 
 
 def checkpoint_meta(path: Path) -> dict[str, Any]:
@@ -75,6 +123,11 @@ def checkpoint_meta(path: Path) -> dict[str, Any]:
 def load_dense(path: Path) -> dict[str, Tensor]:
     """Dense state of a checkpoint."""
     return load_file(path / "dense.safetensors")
+
+
+def load_optimizer(path: Path) -> dict[str, Tensor]:
+    """The dense optimizer's state of a checkpoint."""
+    return load_file(path / "optimizer.safetensors")
 
 
 def load_tables(path: Path, tables: Mapping[str, Any]) -> None:

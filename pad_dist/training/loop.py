@@ -24,6 +24,7 @@ class Schedule:
     steps_per_epoch: int
     validate_every: int
     log_every: int
+    save_every: int
 
 
 @dataclass(frozen=True)
@@ -35,49 +36,71 @@ class Best:
     metrics: Metrics
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: `place` steps of `epoch` are done, `step` in all.
+
+    After the last epoch `epoch` is one more than the stage has.
+    """
+
+    epoch: int
+    place: int
+    step: int
+    best: Best
+
+
 def fit(
     schedule: Schedule,
     *,
-    batches: Callable[[int], Iterator[Batch]],
-    train_step: Callable[[Batch], Tensor],
+    start: Progress | None,
+    batches: Callable[[int, int], Iterator[Batch]],
+    train_step: Callable[[int, Batch], Tensor],
     set_lr_scale: Callable[[float], None],
     validate: Callable[[], Metrics],
-    save: Callable[[Best], None],
+    save: Callable[[Progress], None],
     recorder: Recorder,
 ) -> Best:
-    """Train until validation hr@10 stops growing; what was best is what was saved last.
+    """Train until validation hr@10 stops growing; returns the best validation.
 
     Args:
-        batches: this rank's batches of an epoch, the same number on every rank.
-        train_step: takes one step and gives the GLOBAL loss, a scalar.
+        start: None at the beginning; else what `save` was given when the current weights were kept.
+        batches: this rank's batches of an epoch from a place on, the same number on every rank.
+        train_step: takes step number n (from 0) and gives the GLOBAL loss, a scalar.
         set_lr_scale: multiplies every learning rate of the stage.
         validate: metrics of the current weights, equal on all ranks.
         save: keeps the current weights.
     """
     stage = schedule.stage
-    step = 0
-    best = Best(0, 0, validate())
-    recorder.validation(epoch=0, step=0, metrics=best.metrics, best=True)
-    save(best)
-    for epoch in range(1, stage.epochs + 1):
-        recorder.start_clock()
-        for place, batch in enumerate(batches(epoch), start=1):
-            if step <= stage.warmup_steps:
+    if start is None:
+        start = Progress(1, 0, 0, Best(0, 0, validate()))
+        recorder.validation(epoch=0, step=0, metrics=start.best.metrics, best=True)
+        save(start)
+    step, best = start.step, start.best
+    epoch, done = start.epoch, start.place
+    while epoch <= stage.epochs:
+        recorder.start_clock(done)
+        for place, batch in enumerate(batches(epoch, done), start=done + 1):
+            if step <= stage.warmup_steps or step == start.step:
                 set_lr_scale(min(1.0, (step + 1) / (stage.warmup_steps + 1)))
-            loss = train_step(batch)
+            loss = train_step(step, batch)
             step += 1
             recorder.count(schedule.batch_size)
             if place % schedule.log_every == 0 or place == schedule.steps_per_epoch:
                 recorder.training(epoch=epoch, step=step, place=place, steps=schedule.steps_per_epoch, loss=loss.item())
+            if schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch:
+                save(Progress(epoch, place, step, best))
+        done = 0
         if epoch % schedule.validate_every and epoch != stage.epochs:
+            epoch += 1
             continue
         metrics = validate()
         improved = metrics["hr@10"] > best.metrics["hr@10"]
         recorder.validation(epoch=epoch, step=step, metrics=metrics, best=improved)
         if improved:
             best = Best(epoch, step, metrics)
-            save(best)
-        elif epoch - best.epoch >= stage.patience:
+        over = epoch - best.epoch >= stage.patience
+        if over:
             recorder.say(f"no better validation hr@10 for {stage.patience} epochs: stop, keep epoch {best.epoch}")
-            break
+        epoch = stage.epochs + 1 if over else epoch + 1
+        save(Progress(epoch, 0, step, best))
     return best

@@ -15,17 +15,25 @@ from torch.utils.tensorboard import SummaryWriter
 class Recorder:
     """Progress of one stage; silent on every rank but the first."""
 
-    def __init__(self, stage: str, directory: str, *, speaks: bool) -> None:
+    def __init__(self, stage: str, directory: str, *, speaks: bool, start_step: int | None = None) -> None:
         self._stage = stage
         self._speaks = speaks
         self._clock = time.monotonic()
-        self._sequences = 0
+        self._sequences = self._skipped = 0
         if speaks:
-            # A stage starts from its first epoch: what an earlier one left is not part of it.
-            shutil.rmtree(Path(directory) / "tensorboard", ignore_errors=True)
-            Path(directory).mkdir(parents=True, exist_ok=True)
-            self._lines = (Path(directory) / "metrics.jsonl").open("w")
-            self._board = SummaryWriter(str(Path(directory) / "tensorboard"))
+            folder = Path(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / "metrics.jsonl"
+            kept = []
+            if start_step is None:
+                # A stage starts from its first epoch: what an earlier one left is not part of it.
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            elif file.exists():
+                # What came after the checkpoint comes again.
+                kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= start_step]
+            self._lines = file.open("w")
+            self._lines.writelines(kept)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step and start_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -42,9 +50,9 @@ class Recorder:
         if self._speaks:
             print(f"[{self._stage}] {text}", flush=True)
 
-    def start_clock(self) -> None:
-        """Begin a stretch of training whose speed is reported."""
-        self._clock, self._sequences = time.monotonic(), 0
+    def start_clock(self, skipped: int = 0) -> None:
+        """Begin a stretch of training whose speed is reported; the first `skipped` steps of its epoch are not in it."""
+        self._clock, self._sequences, self._skipped = time.monotonic(), 0, skipped
 
     def count(self, sequences: int) -> None:
         """Sequences trained since `start_clock`, over all ranks."""
@@ -54,7 +62,7 @@ class Recorder:
         """Report a training step, `place` of `steps` in its epoch; the ETA is that of the epoch's end."""
         seconds = max(time.monotonic() - self._clock, 1e-9)
         speed = self._sequences / seconds
-        eta = seconds / place * (steps - place)
+        eta = seconds / (place - self._skipped) * (steps - place)
         self.say(f"epoch {epoch} step {place}/{steps} loss {loss:.4f} {speed:,.0f} sequences/s eta {eta:.0f} s")
         self._write("train", step, epoch, {"loss": loss, "sequences_per_s": speed})
 
@@ -73,3 +81,8 @@ class Recorder:
             self._lines.flush()
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Lines of a file whose last one a killed process may have left half-written."""
+    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]

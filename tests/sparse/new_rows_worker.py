@@ -12,7 +12,7 @@ from pad_dist.sparse import new_rows
 from pad_dist.sparse.new_rows import NEIGHBOURS, fill_new_rows
 from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import TableSpec, build_tables
-from pad_dist.training.checkpoint import latest_checkpoint, load_first_rows, save_checkpoint
+from pad_dist.training.checkpoint import best_checkpoint, load_first_rows, save_checkpoint
 from pad_dist.training.ranks import Ranks
 
 KNOWN, ROWS, DIM, TEXT_DIM = 700, 1001, 256, 6  # more new items than one block of queries
@@ -39,7 +39,8 @@ def save(directory: str, variant: str) -> None:
     """Save two tables of the known items."""
     tables = build_tables(_spec(KNOWN + 1), _config(variant), CPU, dist.get_world_size())
     tables.initialise(seed=3, std=0.5)
-    save_checkpoint(directory, 1, {}, tables.state(), {}, _ranks())
+    weights = tables.state()
+    save_checkpoint(directory, 1, dense={}, optimizer={}, tables=weights, best=1, meta={}, ranks=_ranks())
 
 
 def grown(directory: str, variant: str, in_use: int = KNOWN) -> dict[str, NDArray[np.float32]]:
@@ -50,7 +51,7 @@ def grown(directory: str, variant: str, in_use: int = KNOWN) -> dict[str, NDArra
     tables = build_tables(_spec(ROWS), _config(variant), CPU, world_size)
     for shard in tables.local_shards():
         shard.tensor.fill_(torch.nan)
-    load_first_rows(latest_checkpoint(directory, "the test"), tables.local_shards(), KNOWN + 1)
+    load_first_rows(best_checkpoint(directory, "the test"), tables.local_shards(), KNOWN + 1)
     text = RowShards(lambda start, stop: texts()[start:stop].astype(np.float32), ROWS, CPU, group)
     out_of_use = RowShards(lambda start, stop: bins(in_use)[start:stop, None], ROWS, CPU, group)
     fill_new_rows(tables, text.lookup, out_of_use, KNOWN)

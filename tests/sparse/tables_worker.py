@@ -11,7 +11,7 @@ import torch.distributed as dist
 from pad_dist.config import SparseConfig
 from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import Tables, TableSpec, build_tables
-from pad_dist.training.checkpoint import latest_checkpoint, load_tables, save_checkpoint
+from pad_dist.training.checkpoint import best_checkpoint, load_tables, save_checkpoint
 from pad_dist.training.ranks import Ranks
 
 ROWS, DIM, STEPS = 501, 256, 4  # wide enough to be cut by columns
@@ -45,7 +45,8 @@ def save_trained(directory: str) -> None:
     """Train two tables and save them from these ranks; rank 0 leaves the whole tables beside."""
     tables = _tables(SparseConfig())
     _train(tables)
-    save_checkpoint(directory, 3, {}, tables.state(), {}, _ranks())
+    weights = tables.state()
+    save_checkpoint(directory, 3, dense={}, optimizer={}, tables=weights, best=3, meta={}, ranks=_ranks())
     rows = tables.lookup(torch.arange(ROWS))
     if dist.get_rank() == 0:
         torch.save({name: row.detach() for name, row in rows.items()}, Path(directory) / "expected.pt")
@@ -54,7 +55,7 @@ def save_trained(directory: str) -> None:
 def loads_what_was_saved(directory: str) -> bool:
     """Whether a checkpoint of another world size gives the same tables, also under another name."""
     expected = torch.load(Path(directory) / "expected.pt", weights_only=True)
-    path = latest_checkpoint(directory, "the test")
+    path = best_checkpoint(directory, "the test")
     tables = _tables(SparseConfig())
     weights = tables.state()
     load_tables(path, {"id": weights["id"]})

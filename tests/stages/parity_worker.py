@@ -31,10 +31,19 @@ def train_steps(config: Config, stage: StageName, ranks: Ranks) -> list[float]:
     initialise(system)
     trainer = Trainer(system)
     batches = (batch for epoch in range(1, STEPS) for batch in trainer.batches(epoch))
-    losses = [trainer.step(batch).item() for batch in islice(batches, STEPS)]
+    losses = [trainer.step(number, batch).item() for number, batch in enumerate(islice(batches, STEPS))]
     dense = {name.removeprefix("pad."): value for name, value in full_state(trainer.objective).items()}
     meta = {"fingerprint": fingerprint(config, stage)}
-    save_checkpoint(stage_dir(config, stage), STEPS, dense, system.tables.state(), meta, ranks)
+    save_checkpoint(
+        stage_dir(config, stage),
+        STEPS,
+        dense=dense,
+        optimizer={},
+        tables=system.tables.state(),
+        best=STEPS,
+        meta=meta,
+        ranks=ranks,
+    )
     return losses
 
 

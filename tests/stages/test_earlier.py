@@ -47,7 +47,7 @@ def continued(root: str, *overrides: str) -> Config:
 def leave_trained(config: Config, stage: StageName, **changed: Any) -> None:
     """What a trained stage leaves, but for its weights."""
     meta = {"fingerprint": fingerprint(config, stage), "dataset": record(Dataset.open(config.dataset))}
-    meta |= {"config": config.model_dump(mode="json")} | changed
+    meta |= {"config": config.model_dump(mode="json"), "best": 1} | changed
     storage.write_json(f"{config.out}/{stage}/step-000000001/COMPLETE", meta)
     storage.write_json(f"{config.out}/{stage}/result.json", meta)
 

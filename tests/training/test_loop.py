@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pad_dist.config import StageConfig
 from pad_dist.data.batches import Batch
-from pad_dist.training.loop import Best, Metrics, Schedule, fit
+from pad_dist.training.loop import Metrics, Progress, Schedule, fit
 from pad_dist.training.metrics import Recorder
 
 STEPS = 3
@@ -24,15 +24,27 @@ BATCH = Batch(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, sha
 class Stage:
     """A stage of STEPS steps per epoch whose validations give the scores `hits`, one after the other."""
 
-    def __init__(self, folder: Path, hits: list[float], *, every: int = 1, log_every: int = 2, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hits: list[float],
+        *,
+        start: Progress | None = None,
+        every: int = 1,
+        log_every: int = 2,
+        save_every: int = 0,
+        **settings: Any,
+    ) -> None:
         self.hits = iter(hits)
         self.left: list[str] = []
-        self.saved: list[Best] = []
+        self.saved: list[Progress] = []
         self.scales: list[float] = []
-        schedule = Schedule(StageConfig(**settings), 16, STEPS, every, log_every)
-        with Recorder("pretrain", str(folder), speaks=True) as recorder:
+        schedule = Schedule(StageConfig(**settings), 16, STEPS, every, log_every, save_every)
+        start_step = start.step if start else None
+        with Recorder("pretrain", str(folder), speaks=True, start_step=start_step) as recorder:
             self.best = fit(
                 schedule,
+                start=start,
                 batches=self.batches,
                 train_step=self.step,
                 set_lr_scale=self.scales.append,
@@ -42,11 +54,11 @@ class Stage:
             )
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, done: int) -> Iterator[Batch]:
         self.left.append(f"epoch {epoch}")
-        return iter([BATCH] * STEPS)
+        return iter([BATCH] * (STEPS - done))
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, number: int, batch: Batch) -> Tensor:
         self.left.append("step")
         return torch.tensor(0.5)
 
@@ -64,22 +76,23 @@ def test_an_epoch_is_all_its_steps_and_one_validation(tmp_path: Path) -> None:
     assert stage.left == ["validate", "epoch 1", *["step"] * 3, "validate", "epoch 2", *["step"] * 3, "validate"]
 
 
-def test_what_was_best_is_what_was_saved_last(tmp_path: Path) -> None:
+def test_every_validation_is_saved_with_the_best_so_far(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.1, 0.3, 0.2, 0.4, 0.4, 0.1], epochs=5)
+    assert [(now.epoch, now.place, now.step) for now in stage.saved] == [(n + 1, 0, 3 * n) for n in range(6)]
     # An equal score is no gain: the earlier weights stay.
-    assert [(best.epoch, best.step) for best in stage.saved] == [(0, 0), (1, 3), (3, 9)]
-    assert stage.best == stage.saved[-1]
+    assert [(now.best.epoch, now.best.step) for now in stage.saved] == [(n, 3 * n) for n in (0, 1, 1, 3, 3, 3)]
+    assert stage.best == stage.saved[-1].best
     assert stage.best.metrics == {"hr@10": 0.4, "ndcg@10": 0.2, "cold": {"hr@10": 0.1}}
 
 
 def test_untrained_weights_are_kept_where_training_only_harms(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.3, 0.2, 0.1], epochs=2)
-    assert [best.epoch for best in stage.saved] == [0] and stage.best.epoch == 0
+    assert {now.best.epoch for now in stage.saved} == {0} and stage.best.epoch == 0
 
 
 def test_no_epochs_leave_the_first_weights(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.3], epochs=0)
-    assert [best.epoch for best in stage.saved] == [0] and "step" not in stage.left
+    assert [now.best.epoch for now in stage.saved] == [0] and "step" not in stage.left
 
 
 def test_training_stops_after_patience_without_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,3 +121,27 @@ def test_losses_are_told_every_few_steps_and_at_the_end_of_the_epoch(tmp_path: P
     stage = Stage(tmp_path, [0.1] * 3, epochs=2, log_every=2)
     assert stage.places("train") == [(1, 2), (1, 3), (2, 5), (2, 6)]
     assert {line["loss"] for line in stage.lines if line["kind"] == "train"} == {0.5}
+
+
+@pytest.mark.parametrize("stop", range(9))
+def test_a_stage_goes_on_from_anything_it_has_saved(tmp_path: Path, stop: int) -> None:
+    hits, settings = [0.1, 0.3, 0.2, 0.2, 0.2, 0.9], {"epochs": 50, "patience": 3, "save_every": 2, "warmup_steps": 5}
+    whole = Stage(tmp_path / "whole", hits, **settings)
+    start = whole.saved[stop]
+    validated = start.epoch if start.epoch <= 50 else 5  # also the one before the first step
+    rest = Stage(tmp_path / "rest", hits[validated:], start=start, **settings)
+    assert rest.saved == whole.saved[stop + 1 :]
+    assert rest.best == whole.best
+    assert rest.left.count("step") == whole.left.count("step") - start.step
+    missing = whole.scales[start.step :]
+    assert rest.scales[: len(missing)] == pytest.approx(missing)
+
+
+def test_a_resumed_stage_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
+    hits, settings = [0.1, 0.2, 0.3], {"epochs": 2, "log_every": 1}
+    whole = Stage(tmp_path, hits, **settings)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    again = Stage(tmp_path, hits[2:], start=whole.saved[1], **settings)
+    for kind in ("train", "valid"):
+        assert again.places(kind) == whole.places(kind)

@@ -1,0 +1,97 @@
+"""A stage that is killed in mid-epoch goes on at any world size as if nothing had happened."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pad_dist.config import STAGES, StageName
+from tests.stages import resume_worker as worker
+from tests.support.ranks import run_ranks
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+from tests.support.tiny_text import write_tiny_text
+
+STEPS, STOP, SAVED = 12, 10, 9  # six steps an epoch
+Runs = list[tuple[dict[str, Any], StageName]]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("resume")
+    dataset = write_tiny_dataset(folder / "dataset", random_sequences(45, 60, seed=1), 60)
+    write_tiny_text(dataset, 12)
+    return dataset
+
+
+def settings(dataset: str, out: Path, *, dropout: float = 0.0, **training: Any) -> dict[str, Any]:
+    stage = {"epochs": 2, "sparse_lr": 0.02}
+    return {
+        "name": "resume",
+        "out": str(out),
+        "dataset": dataset,
+        "model": {"dim": 16, "max_length": 8, "dropout": dropout},
+        "training": {"batch_size": 8, "loss": {"negatives": 30}, "save_every": 3, **training},
+        "pretrain": stage,
+        "align": stage,
+        "disentangle": stage,
+    }
+
+
+def train(runs: Runs, world_size: int, stop: int | None = None) -> list[dict[int, float]]:
+    first, *others = run_ranks(worker.losses, world_size, runs, stop, timeout=240)
+    assert all(other == first for other in others)
+    return first
+
+
+def weights(out: Path, stage: str) -> dict[str, np.ndarray]:
+    files = sorted((out / stage).glob(f"step-{STEPS:09d}/**/*.safetensors"))
+    return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
+
+
+VARIANTS = [(zero, precision) for precision in ("fp32", "bf16") for zero in range(4)]
+
+
+def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_path: Path) -> None:
+    whole, cut = (
+        [
+            (settings(dataset, tmp_path / name / f"{z}{p}", dropout=0.2, zero_stage=z, precision=p), "pretrain")
+            for z, p in VARIANTS
+        ]
+        for name in ("whole", "cut")
+    )
+    expected = train(whole, 2)
+    train(cut, 2, STOP)
+    resumed = train(cut, 2)
+    for (zero, precision), there, here in zip(VARIANTS, expected, resumed, strict=True):
+        assert sorted(there) == list(range(STEPS))
+        assert here == {step: there[step] for step in range(SAVED, STEPS)}, (zero, precision)
+        old, new = (weights(tmp_path / name / f"{zero}{precision}", "pretrain") for name in ("whole", "cut"))
+        assert old and old.keys() == new.keys()
+        for name, value in old.items():
+            np.testing.assert_array_equal(new[name], value, err_msg=f"{zero} {precision} {name}")
+
+
+def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, tmp_path: Path) -> None:
+    expected = dict(
+        zip(STAGES, train([(settings(dataset, tmp_path / "whole"), stage) for stage in STAGES], 2), strict=True)
+    )
+    cut: Runs = [(settings(dataset, tmp_path / f"cut {stage}", zero_stage=1), stage) for stage in STAGES]
+    for values, stage in cut:
+        shutil.copytree(tmp_path / "whole", values["out"])
+        shutil.rmtree(Path(values["out"]) / stage)
+    train(cut, 2, STOP)
+    for world_size, zero in ((1, 0), (3, 2), (4, 3)):
+        runs: Runs = [
+            (settings(dataset, tmp_path / f"cut {stage} on {world_size}", zero_stage=zero), stage) for stage in STAGES
+        ]
+        for (before, _), (after, _) in zip(cut, runs, strict=True):
+            shutil.copytree(before["out"], after["out"])
+        for stage, resumed in zip(STAGES, train(runs, world_size), strict=True):
+            assert sorted(resumed) == list(range(SAVED, STEPS))
+            for step, loss in resumed.items():
+                assert loss == pytest.approx(expected[stage][step], rel=1e-5), (stage, world_size, step)
