@@ -76,7 +76,7 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
             progress.step,
             dense=scoring_weights(),
             optimizer=trainer.optimizer_state() if progress.step else {},
-            tables=trainer.tables_state(),
+            tables={**system.tables.state(), **system.tables.optimizer_state()},
             best=progress.best.step,
             meta=meta,
             ranks=ranks,
@@ -136,17 +136,12 @@ class Trainer:
             self.set_lr_scale(0.0)
             self.step(0, next(self.batches(1)))
             load_optimizer_state(self._engine, load_optimizer(path))
-            load_tables(path, self.tables_state())
+            load_tables(path, self._system.tables.optimizer_state())
         return progress
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """What the dense optimizer goes on from. Collective."""
         return optimizer_state(self._engine)
-
-    def tables_state(self) -> dict[str, Any]:
-        """The tables and the state of their fused optimizers."""
-        tables = self._system.tables
-        return {**tables.state(), **tables.optimizer_state()}
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch."""

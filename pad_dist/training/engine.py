@@ -66,6 +66,7 @@ def optimizer_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
     The same at any world size and under any ZeRO stage, so that it loads at any other. There is none before the
     first step.
     """
+    _find_state(engine)
     adamw, whole = _adamw(engine), _whole_weights(engine)
     state = {"step": next(iter(adamw.state.values()))["step"].clone()}
     for name, parameter in _trained(engine):
@@ -83,6 +84,7 @@ def optimizer_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: dict[str, Tensor]) -> None:
     """Give the engine what `optimizer_state` gave, after at least one step has made room for it. Collective."""
+    _find_state(engine)
     adamw, whole = _adamw(engine), _whole_weights(engine)
     for name, parameter in _trained(engine):
         if parameter in whole:
@@ -136,8 +138,12 @@ def _whole_weights(engine: deepspeed.DeepSpeedEngine) -> dict[nn.Parameter, Tens
     if hasattr(optimizer, "fp32_groups"):
         groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
         return {low: full for lows, fulls in groups for low, full in zip(lows, fulls, strict=True)}
+    return {}
+
+
+def _find_state(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let ZeRO 1 and 2 look for optimizer state again: they do when only that of the first group is there."""
+    optimizer = engine.optimizer
     if hasattr(optimizer, "_hp_optimizer_states_linked"):
-        # ZeRO 1 and 2 look for the state of all groups when that of the first one alone is there.
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
-    return {}
