@@ -45,7 +45,7 @@ clean:
 # What pip cannot bring is checked first, every time, so that nothing starts that cannot end.
 preflight:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo 'Python 3.11: "$(PYTHON)" is not one; install it: Debian or Ubuntu: apt-get install -y python3.11 python3.11-venv python3.11-dev; Fedora or RHEL: dnf install -y python3.11 python3.11-devel; macOS: brew install python@3.11; or name yours: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	  echo 'Python 3.11: "$(PYTHON)" is not one; install it: Debian or Ubuntu: apt-get install -y python3.11 python3.11-venv; Fedora or RHEL: dnf install -y python3.11; macOS: brew install python@3.11; or name yours: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@$(PYTHON) -m pad_dist.doctor
 
 # --no-deps: the lock is complete, and torchrec's own metadata would pull a CUDA fbgemm over the CPU one.

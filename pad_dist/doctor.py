@@ -55,8 +55,8 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     found = ".".join(str(part) for part in version)
     has_venv = importlib.util.find_spec("ensurepip") is not None
     fix = _install(
-        debian="apt-get install -y python3.11 python3.11-venv python3.11-dev",
-        fedora="dnf install -y python3.11 python3.11-devel",
+        debian="apt-get install -y python3.11 python3.11-venv",
+        fedora="dnf install -y python3.11",
         macos="brew install python@3.11",
     )
     ok = version[:2] == (3, 11) and has_venv

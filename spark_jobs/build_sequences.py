@@ -27,10 +27,11 @@ from pad_dist.data.manifest import Manifest, read_manifest, write_manifest
 from pad_dist.errors import UserError
 from spark_jobs.histories import Rules
 from spark_jobs.inputs import absolute
-from spark_jobs.items import ItemMap, Keys, by_file, grown_map, known_items, persisted, with_bins
+from spark_jobs.items import ItemMap, Keys, by_file, grown_map, known_items, with_bins
 from spark_jobs.job import run_job, stop_tasks, task_errors
 from spark_jobs.quality import write_quality
 from spark_jobs.rerun import Rerun, plan
+from spark_jobs.session import persisted
 from spark_jobs.shards import Before, write_items, write_shards
 from spark_jobs.sources import CORE, REJECTED, Build, Version, catalogue_of, events_of, without
 from spark_jobs.target import require_target

@@ -19,6 +19,7 @@ from pad_dist import storage
 from pad_dist.data.manifest import FileEntry, verify_file
 from spark_jobs.bins import bin_cuts
 from spark_jobs.histories import Ints
+from spark_jobs.session import persisted
 
 ITEMS_PER_FILE = 262_144
 _MAP = "item_key string, item_index long, text string"
@@ -97,12 +98,6 @@ def by_file(items: DataFrame, count: int) -> DataFrame:
     """The items in files of ITEMS_PER_FILE, one partition each, in the order of their index."""
     file = F.floor((F.col("item_index") - 1) / ITEMS_PER_FILE).cast("int")
     return items.repartitionById(-(-count // ITEMS_PER_FILE), file).sortWithinPartitions("item_index")
-
-
-def persisted(frame: DataFrame, cached: ExitStack) -> DataFrame:
-    """The frame, kept by Spark until the block of `cached` ends."""
-    cached.callback(frame.unpersist)
-    return frame.persist()
 
 
 class Keys:

@@ -1,14 +1,15 @@
-"""One way to get a Spark session, in-process or under spark-submit."""
+"""One way to get a Spark session, in-process or under spark-submit, and to have it keep a frame."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 import pad_dist
 from pad_dist.config import DataConfig
@@ -68,6 +69,12 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
             f"mend these: {_first_line(error)}"
         ) from error
     return session
+
+
+def persisted(frame: DataFrame, cached: ExitStack) -> DataFrame:
+    """The frame, kept by Spark until the block of `cached` ends."""
+    cached.callback(frame.unpersist)
+    return frame.persist()
 
 
 def _first_line(error: Py4JError | PySparkException) -> str:

@@ -37,7 +37,7 @@ from spark_jobs.histories import (
     train_items,
     without,
 )
-from spark_jobs.items import persisted
+from spark_jobs.session import persisted
 
 ROWS_PER_GROUP = 16384
 EVENTS_PER_GROUP = 1 << 20

@@ -15,8 +15,8 @@ from pad_dist.config import DataConfig
 from pad_dist.data.manifest import Manifest
 from spark_jobs.core import core
 from spark_jobs.inputs import check_rejected, read_catalogue, read_events, read_keys, reading, set_aside
-from spark_jobs.items import persisted
 from spark_jobs.rerun import Rerun
+from spark_jobs.session import persisted
 
 CORE = "core"
 """Scratch directory of a build for the rounds of the k-core."""
