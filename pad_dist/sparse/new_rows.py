@@ -37,7 +37,7 @@ def fill_new_rows(tables: Tables, text: Lookup, bins: RowShards, known: int) -> 
     among 1..known whose text vectors have the largest cosine with that of i; of
     equal ones the lower item_index. The result is that of one rank at any world size.
     """
-    shards = list(tables.local_shards())
+    parts = tables.weights()
     for first in range(known + 1, tables.spec.rows, _QUERY_ROWS):
         stop = min(first + _QUERY_ROWS, tables.spec.rows)
         near = nearest_known(torch.arange(first, stop, device=bins.local.device), text, bins, known)
@@ -45,14 +45,12 @@ def fill_new_rows(tables: Tables, text: Lookup, bins: RowShards, known: int) -> 
         found = (near > 0).unsqueeze(-1)
         for table, rows in tables.lookup(items).items():
             mean = (rows[places] * found).sum(1) / found.sum(1).clamp(min=1)
-            for shard in shards:
-                low = max(first, shard.first_row)
-                high = min(stop, shard.first_row + shard.tensor.shape[0])
-                if shard.table == table and low < high:
-                    columns = slice(shard.first_column, shard.first_column + shard.tensor.shape[1])
-                    shard.tensor[low - shard.first_row : high - shard.first_row] = mean[
-                        low - first : high - first, columns
-                    ]
+            for part in parts:
+                row, column = part.offsets
+                low, high = max(first, row), min(stop, row + len(part.tensor))
+                if part.name == table and low < high:
+                    columns = slice(column, column + part.tensor.shape[1])
+                    part.tensor[low - row : high - row] = mean[low - first : high - first, columns]
 
 
 @torch.no_grad()

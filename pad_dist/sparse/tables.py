@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,18 @@ class TableSpec:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A rank's part of one table, in place: tensor[i, j] is table[first_row + i, first_column + j]."""
+class Part:
+    """A rank's part of one array, in place: tensor[i, j] is array[offsets[0] + i, offsets[1] + j] of `shape`.
 
-    table: str
+    Arrays have one or two dimensions and any type; all parts of all ranks make the whole array.
+    """
+
+    name: str
     tensor: Tensor
-    first_row: int
-    first_column: int
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    copied: bool = False
+    """A step changes more than the rows of its items, so that a save in the background needs a copy at once."""
 
 
 class Tables(ABC):
@@ -55,8 +60,12 @@ class Tables(ABC):
         """Rows of every table: items [U] unique item_index -> {table: [U, D]}. Collective."""
 
     @abstractmethod
-    def local_shards(self) -> Iterator[Shard]:
-        """This rank's parts."""
+    def parts(self) -> list[Part]:
+        """What this rank holds: weights ("id") and, once there is some, optimizer state ("id.momentum1")."""
+
+    def weights(self) -> list[Part]:
+        """The parts of the tables themselves."""
+        return [part for part in self.parts() if part.name in self.spec.names]
 
     @abstractmethod
     def state(self) -> Mapping[str, Any]:
@@ -71,15 +80,15 @@ class Tables(ABC):
         """Change the learning rate of all tables."""
 
     def initialise(self, *, seed: int, std: float | None) -> None:
-        """Fill every shard; std None is Xavier-normal, sqrt(2 / (rows + dim))."""
+        """Fill every part; std None is Xavier-normal, sqrt(2 / (rows + dim))."""
         std = std if std is not None else math.sqrt(2 / (self.spec.rows + self.spec.dim))
-        for shard in self.local_shards():
+        for part in self.weights():
             fill_normal(
-                shard.tensor,
-                table=shard.table,
+                part.tensor,
+                table=part.name,
                 dim=self.spec.dim,
-                first_row=shard.first_row,
-                first_column=shard.first_column,
+                first_row=part.offsets[0],
+                first_column=part.offsets[1],
                 std=std,
                 seed=seed,
             )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from pad_dist.sparse.tables import ADAGRAD_EPS, Shard, Tables, TableSpec
+from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec
 
 
 class TorchTables(Tables):
@@ -20,9 +18,14 @@ class TorchTables(Tables):
     def lookup(self, items: Tensor) -> dict[str, Tensor]:
         return {name: table.lookup(items) for name, table in self._tables.items()}
 
-    def local_shards(self) -> Iterator[Shard]:
+    def parts(self) -> list[Part]:
+        found = []
         for name, table in self._tables.items():
-            yield Shard(name, table.weight.data, 0, 0)
+            states = {f"{name}.{key}": value for key, value in table.optimizer_state()}
+            for key, value in {name: table.weight.data, **states}.items():
+                value = value.reshape(value.shape or (1,))  # AdamW's count of steps is a scalar
+                found.append(Part(key, value, (0,) * value.ndim, tuple(value.shape), table.is_dense))
+        return found
 
     def state(self) -> dict[str, Tensor]:
         return {name: table.weight.data for name, table in self._tables.items()}
@@ -59,7 +62,13 @@ class _Table:
     def optimizer_state(self) -> list[tuple[str, Tensor]]:
         if self._adamw is not None:
             return list(self._adamw.state[self.weight].items())
-        return [("momentum1", self._sum_squares)] if self._optimizer != "sgd" else []
+        sums = self._sum_squares if self._optimizer == "adagrad" else self._sum_squares.squeeze(1)
+        return [("momentum1", sums)] if self._optimizer != "sgd" else []
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each step changes all rows."""
+        return self._adamw is not None
 
     def set_lr(self, lr: float) -> None:
         self._lr = lr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -24,7 +23,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv
 
 from pad_dist.config import SparseConfig
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import ADAGRAD_EPS, Shard, Tables, TableSpec
+from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -72,11 +71,12 @@ class TorchRecTables(Tables):
         )
         return {name: rows.values() for name, rows in self._collection(features).items()}
 
-    def local_shards(self) -> Iterator[Shard]:
-        for name, weights in self.state().items():
-            for shard in weights.local_shards():
-                row, column = shard.metadata.shard_offsets
-                yield Shard(name, shard.tensor.detach(), row, column)
+    def parts(self) -> list[Part]:
+        return [
+            Part(name, shard.tensor.detach(), tuple(shard.metadata.shard_offsets), tuple(array.metadata().size))
+            for name, array in {**self.state(), **self.optimizer_state()}.items()
+            for shard in array.local_shards()
+        ]
 
     def state(self) -> dict[str, Any]:
         return {key.split(".")[1]: weights for key, weights in self._collection.state_dict().items()}

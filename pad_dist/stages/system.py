@@ -107,7 +107,7 @@ def initialise(system: System) -> None:
 def _continue(system: System) -> None:
     """Weights and known rows of the same stage of an earlier run; new rows from items with like texts."""
     source = earlier(system.config, system.stage)
-    load_first_rows(source.path, system.tables.local_shards(), source.items + 1)
+    load_first_rows(source.path, system.tables.weights(), source.items + 1)
     system.pad.load_state_dict(load_dense(source.path))
     items = system.dataset.items
     if items > source.items:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from pad_dist import storage
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import Shard
+from pad_dist.sparse.tables import Part
 from pad_dist.training.ranks import Ranks
 
 _COMPLETE = "COMPLETE"
@@ -137,24 +137,26 @@ def load_tables(path: Path, tables: Mapping[str, Any]) -> None:
         dcp.load(dict(tables), storage_reader=HuggingFaceStorageReader(str(path / "tables")))
 
 
-def load_first_rows(path: Path, shards: Iterable[Shard], rows: int) -> None:
+def load_first_rows(path: Path, parts: Iterable[Part], rows: int) -> None:
     """Fill rows 0..rows-1 of tables in place from the tables of `rows` rows in a checkpoint. Collective.
 
-    Each rank reads what its shards hold of them and leaves their later rows alone.
+    Each rank reads what its parts hold of them and leaves their later rows alone.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load({}, storage_reader=HuggingFaceStorageReader(str(path / "tables")), planner=_FirstRows(shards, rows))
+        dcp.load({}, storage_reader=HuggingFaceStorageReader(str(path / "tables")), planner=_FirstRows(parts, rows))
 
 
 class _FirstRows(DefaultLoadPlanner):
     """Asks for the first rows of tables that have grown; by itself a table loads at its own size alone."""
 
-    def __init__(self, shards: Iterable[Shard], rows: int) -> None:
+    def __init__(self, parts: Iterable[Part], rows: int) -> None:
         super().__init__()
         self._rows = rows
-        starts = [shard for shard in shards if shard.first_row < rows]
-        self._parts = {(s.table, s.first_row, s.first_column): s.tensor[: rows - s.first_row] for s in starts}
+        starts = [part for part in parts if part.offsets[0] < rows]
+        self._parts: dict[tuple[Any, ...], Tensor] = {
+            (p.name, *p.offsets): p.tensor[: rows - p.offsets[0]] for p in starts
+        }
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None

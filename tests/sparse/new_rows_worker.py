@@ -49,9 +49,9 @@ def grown(directory: str, variant: str, in_use: int = KNOWN) -> dict[str, NDArra
     world_size = dist.get_world_size()
     group = _ranks().group if world_size > 1 else None
     tables = build_tables(_spec(ROWS), _config(variant), CPU, world_size)
-    for shard in tables.local_shards():
-        shard.tensor.fill_(torch.nan)
-    load_first_rows(best_checkpoint(directory, "the test"), tables.local_shards(), KNOWN + 1)
+    for part in tables.weights():
+        part.tensor.fill_(torch.nan)
+    load_first_rows(best_checkpoint(directory, "the test"), tables.weights(), KNOWN + 1)
     text = RowShards(lambda start, stop: texts()[start:stop].astype(np.float32), ROWS, CPU, group)
     out_of_use = RowShards(lambda start, stop: bins(in_use)[start:stop, None], ROWS, CPU, group)
     fill_new_rows(tables, text.lookup, out_of_use, KNOWN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,22 @@ def largest_differences() -> dict[str, float]:
         for sharding in SHARDINGS
         if (optimizer, sharding) != ("rowwise_adagrad", "column_wise")
     }
+
+
+def parts_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]]:
+    """Of each sharding and optimizer this rank's parts (name, offsets, shape, values) and the torch backend's arrays."""
+    found = {}
+    for optimizer in ("rowwise_adagrad", "adagrad"):
+        for sharding in SHARDINGS[:3]:
+            if (optimizer, sharding) != ("rowwise_adagrad", "column_wise"):
+                tables = _tables(SparseConfig(optimizer=optimizer, sharding=sharding))
+                _train(tables)
+                whole = build_tables(_spec(), SparseConfig(optimizer=optimizer, backend="torch"), CPU, 1)
+                whole.initialise(seed=3, std=0.02)
+                _train_whole(whole)
+                parts = [(p.name, p.offsets, p.shape, p.tensor.numpy()) for p in tables.parts()]
+                found[f"{optimizer} {sharding}"] = (parts, {p.name: p.tensor.numpy() for p in whole.parts()})
+    return found
 
 
 def frozen_rows_agree() -> bool:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,19 @@ def test_torchrec_and_torch_backends_learn_the_same_rows(world_size: int) -> Non
     for differences in run_ranks(worker.largest_differences, world_size, timeout=120):
         assert len(differences) == len(worker.OPTIMIZERS) * len(worker.SHARDINGS) - 1
         assert max(differences.values()) < 1e-6, differences
+
+
+def test_parts_of_all_ranks_make_the_whole_arrays_under_every_sharding() -> None:
+    first, second = run_ranks(worker.parts_of_trained, 2)
+    for variant, (parts, expected) in first.items():
+        made = {name: np.full_like(array, np.nan) for name, array in expected.items()}
+        for name, offsets, shape, values in [*parts, *second[variant][0]]:
+            assert shape == made[name].shape
+            sizes = zip(offsets, values.shape, strict=True)
+            made[name][tuple(slice(at, at + size) for at, size in sizes)] = values
+        assert made.keys() == {"id", "aligned", "id.momentum1", "aligned.momentum1"}
+        for name, array in expected.items():
+            np.testing.assert_allclose(made[name], array, rtol=1e-5, atol=1e-6, err_msg=f"{variant} {name}")
 
 
 def test_frozen_rows_are_found_on_whatever_rank_holds_them() -> None:
@@ -49,7 +63,7 @@ def test_adamw_equals_a_dense_table_under_adamw() -> None:
     spec = TableSpec(("id",), 50, 4, lr=0.01, weight_decay=0.1)
     tables = build_tables(spec, SparseConfig(backend="torch", optimizer="adamw"), CPU, 1)
     tables.initialise(seed=1, std=0.5)
-    dense = torch.nn.Parameter(next(tables.local_shards()).tensor.clone())
+    dense = torch.nn.Parameter(tables.weights()[0].tensor.clone())
     optimizer = torch.optim.AdamW([dense], lr=0.01, weight_decay=0.1)
     for step in range(5):
         items = torch.unique(torch.randint(0, 50, (20,), generator=torch.Generator().manual_seed(step)))
@@ -57,4 +71,4 @@ def test_adamw_equals_a_dense_table_under_adamw() -> None:
         optimizer.zero_grad()
         dense[items].square().sum().backward()
         optimizer.step()
-    torch.testing.assert_close(next(tables.local_shards()).tensor, dense.detach())
+    torch.testing.assert_close(tables.weights()[0].tensor, dense.detach())
