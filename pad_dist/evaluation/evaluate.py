@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +13,16 @@ from pad_dist.config import Config, StageName
 from pad_dist.data.loader import eval_batches
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import COUNTS_SHAPE, rank_counts, summarize
-from pad_dist.evaluation.ranking import ItemSlice, gather_rows, lookup_columns, rank_targets
+from pad_dist.evaluation.ranking import (
+    Block,
+    Candidates,
+    Users,
+    by_target,
+    common_width,
+    gather_rows,
+    lookup_columns,
+    rank_targets,
+)
 from pad_dist.evaluation.report import SPLITS, Split
 from pad_dist.model.pad import Pad
 from pad_dist.sparse.row_shards import row_range
@@ -23,6 +32,10 @@ from pad_dist.training.ranks import Ranks
 Metrics = dict[str, Any]
 LOOKUP_ROWS = 1 << 16
 """Catalogue rows looked up at a time: bounds the memory of an all-to-all."""
+VECTOR_BYTES = 1 << 28
+"""Most bytes of item vectors that a rank holds; a catalogue that needs more is made anew for each group of users."""
+USER_BYTES = 1 << 26
+"""About the bytes of a group of users: their vectors and histories."""
 
 
 def validate(system: System, pad: Pad) -> Metrics:
@@ -51,31 +64,19 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
     Raises:
         UserError: on every rank, if no user has a target of the split.
     """
-    config, ranks = system.config, system.ranks
-    first, stop = row_range(system.dataset.items + 1, ranks.rank, ranks.world_size)
-    columns = torch.from_numpy(np.stack(system.dataset.item_columns(first, stop), axis=1).astype(np.int64))
-    columns = columns.to(ranks.device)
-    ranked = columns[:, 1].nonzero().squeeze(1)
-    items = first + ranked
-    vectors = _item_vectors(system, pad, items, scorers, frequency=columns[ranked, 0])
+    ranks, bins = system.ranks, system.bins
+    frequency = torch.from_numpy(system.dataset.item_columns(bins.start, bins.stop)[0])
+    candidates = _candidates(system, pad, scorers, frequency)
     counts = {name: torch.zeros(COUNTS_SHAPE, dtype=torch.float64, device=ranks.device) for name in scorers}
-    for host_batch in eval_batches(
-        system.dataset,
-        split,
-        batch_size=config.evaluation.batch_size,
-        max_length=config.model.max_length,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    ):
-        batch = system.eval_to_device(host_batch)
-        users = pad.encode(batch.inputs, batch.lengths, system.rows(batch.items))
-        targets = gather_rows(batch.targets, ranks.group)
-        frequency, bins = lookup_columns(targets, columns, first, ranks.group).unbind(1)
-        for name in scorers:
-            own = _expert_part(pad, name, users) if name != "popularity" else users.new_ones(len(users), 1).double()
-            item_slice = ItemSlice(items, vectors[name])
-            places = rank_targets(own, batch.targets, batch.history, batch.history_lengths, item_slice, ranks.group)
-            counts[name] += rank_counts(places, frequency, bins, config.evaluation.cold_max_frequency)
+    several = candidates.blocks > 1
+    for users in _user_groups(system, pad, split, USER_BYTES if several else 0):
+        # With one block users stay as they come, a batch at a time.
+        users = by_target(users) if several else users
+        seen, bin_of = lookup_columns(users.targets, (frequency, bins.local[:, 0]), bins.start, ranks.group).unbind(1)
+        constant = torch.ones(len(seen), 1, dtype=torch.float64, device=ranks.device)
+        queries = {n: constant if n == "popularity" else _expert_part(pad, n, users.vectors) for n in scorers}
+        for name, places in rank_targets(queries, users, candidates, ranks.group).items():
+            counts[name] += rank_counts(places, seen, bin_of, system.config.evaluation.cold_max_frequency)
     metrics = {name: summarize(total) for name, total in counts.items()}
     if not all(found["users"] for found in metrics.values()):
         raise UserError(
@@ -85,23 +86,64 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
     return metrics
 
 
-def _item_vectors(
-    system: System, pad: Pad, items: Tensor, scorers: Sequence[str], frequency: Tensor
-) -> dict[str, Tensor]:
-    """This rank's candidates for each scorer, [n, its width] for items [n], ascending. Collective."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in scorers}
-    _, longest = row_range(system.dataset.items + 1, 0, system.ranks.world_size)
-    # Every rank looks up as often as one with all of its rows.
-    for offset in range(0, longest, LOOKUP_ROWS):
-        block = slice(offset, offset + LOOKUP_ROWS)
-        rows = system.rows(items[block])
-        alone = pad.catalogue(rows, gated=False)
-        for name in scorers:
-            if name == "popularity":
-                parts[name].append(frequency[block, None].double())
-            else:
-                parts[name].append(pad.catalogue(rows) if name == "mixture" else _expert_part(pad, name, alone))
-    return {name: torch.cat(blocks) for name, blocks in parts.items()}
+def _user_groups(system: System, pad: Pad, split: Split, least_bytes: int) -> Iterator[Users]:
+    """All users who have a target, in groups of whole batches of more than `least_bytes`. Collective."""
+    ranks, waiting = system.ranks, list[Users]()
+    for host_batch in eval_batches(
+        system.dataset,
+        split,
+        batch_size=system.config.evaluation.batch_size,
+        max_length=system.config.model.max_length,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    ):
+        batch = system.eval_to_device(host_batch)
+        vectors = pad.encode(batch.inputs, batch.lengths, system.rows(batch.items))
+        own = Users(vectors, batch.targets, batch.history, batch.history_lengths)
+        waiting.append(Users(*(gather_rows(part, ranks.group) for part in own)))
+        if sum(part.nbytes for users in waiting for part in users) > least_bytes:
+            yield Users(*map(torch.cat, zip(*waiting, strict=True)))
+            waiting = []
+    if waiting:
+        yield Users(*map(torch.cat, zip(*waiting, strict=True)))
+
+
+def _candidates(system: System, pad: Pad, scorers: Sequence[str], frequency: Tensor) -> Candidates:
+    """This rank's items in use, in the fewest blocks that VECTOR_BYTES allows. Collective."""
+    ranks, bins = system.ranks, system.bins.local[:, 0]
+    dim, dtype = system.config.model.dim, next(pad.parameters()).dtype
+    shapes = {name: (dim * len(pad.names) if name == "mixture" else dim, dtype) for name in scorers}
+    if "popularity" in scorers:
+        shapes["popularity"] = (1, torch.float64)
+    # Of the longest range of rows: every rank has as many blocks, and looks up as often in each.
+    _, longest = row_range(system.dataset.items + 1, 0, ranks.world_size)
+    most = max(1, VECTOR_BYTES // sum(columns * kind.itemsize for columns, kind in shapes.values()))
+    blocks = -(-longest // most)
+    rows = -(-longest // blocks)
+    in_use = [bins[start : start + rows].count_nonzero() for start in range(0, longest, rows)]
+    width = common_width(torch.stack(in_use).max(), ranks.group)
+
+    def read(number: int) -> Block:
+        start = number * rows
+        own = bins[start : start + rows].nonzero().squeeze(1) + start
+        items = own + system.bins.start
+        vectors = {
+            name: torch.zeros(width, columns, dtype=kind, device=ranks.device)
+            for name, (columns, kind) in shapes.items()
+        }
+        for offset in range(0, rows, LOOKUP_ROWS):
+            part = slice(offset, min(offset + LOOKUP_ROWS, len(items)))
+            looked_up = system.rows(items[part])
+            alone = pad.catalogue(looked_up, gated=False)
+            for name in scorers:
+                if name == "popularity":
+                    found = frequency[own[part].to(frequency.device), None]
+                else:
+                    found = pad.catalogue(looked_up) if name == "mixture" else _expert_part(pad, name, alone)
+                vectors[name][part] = found
+        return Block(items, vectors)
+
+    return Candidates(blocks, read if blocks > 1 else cache(read))
 
 
 def _expert_part(pad: Pad, scorer: str, vectors: Tensor) -> Tensor:

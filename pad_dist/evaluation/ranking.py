@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,89 +17,142 @@ SCORE_BYTES = 1 << 28
 """Most bytes of one users x items score matrix (at least two rows are taken)."""
 MISSED = torch.iinfo(torch.int64).max
 """Rank of a target that the history holds: beyond every k, however small the catalogue."""
+_WIDTH = 64
 
 
-@dataclass(frozen=True)
-class ItemSlice:
-    """The candidates that one rank scores.
-
-    An item in no rank's slice is never ranked: padding, and items that are out of use.
+class Users(NamedTuple):
+    """Users to rank for, those of all ranks in rank order.
 
     Attributes:
-        items: [n] item_index, ascending, in no other rank's slice; n may be 0.
-        vectors: [n, D].
+        vectors: [b, M*D], the experts' vectors side by side.
+        targets: [b] item_index of the held-out item, a candidate.
+        history: [H] item_index of each user's earlier items, end to end.
+        history_lengths: [b] earlier items per user.
+    """
+
+    vectors: Tensor
+    targets: Tensor
+    history: Tensor
+    history_lengths: Tensor
+
+
+class Block(NamedTuple):
+    """Candidates of one rank that are scored together.
+
+    Attributes:
+        items: [n] item_index, ascending, in no other block of any rank; n may be 0.
+        vectors: {scorer: [width, its D]}, zeros after the first n.
     """
 
     items: Tensor
-    vectors: Tensor
+    vectors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What one rank scores, block by block: an item in no block of any rank is never ranked.
+
+    Attributes:
+        blocks: how many there are, the same on every rank.
+        read: makes block 0, 1, ..., all of `common_width`; may be collective.
+    """
+
+    blocks: int
+    read: Callable[[int], Block]
 
 
 @torch.no_grad()
 def rank_targets(
-    users: Tensor,
-    targets: Tensor,
-    history: Tensor,
-    history_lengths: Tensor,
-    item_slice: ItemSlice,
+    queries: Mapping[str, Tensor],
+    users: Users,
+    candidates: Candidates,
     group: dist.ProcessGroup | None = None,
     score_bytes: int = SCORE_BYTES,
-) -> Tensor:
-    """Rank of each target among all candidates: 1 + #greater + #equal (other) items.
+) -> dict[str, Tensor]:
+    """Rank of each target among all candidates, for each scorer: 1 + #greater + #equal (other) items.
 
-    A collective call. Each rank gives its own users (b may differ and be 0) and
-    scores everyone's users against its own items; counts are summed over ranks.
-    Items of the history score -inf; a target among them has rank MISSED.
+    A collective call with the same users on every rank (see `gather_rows`). Each rank
+    scores them against its own items; counts are summed over ranks. Items of the
+    history score -inf; a target among them has rank MISSED.
+
+    Of one block each product is taken once. Of several, which are made anew each time,
+    a first pass finds the targets' scores, from the very products that the second
+    compares with them. It takes only those of chunks of users with a target in the
+    block: few, where users are ordered `by_target`.
 
     Items with equal vectors tie, and count against the target, as long as the matrix
-    product rounds equal columns alike. Every rank multiplies matrices of the same
-    shape to that end. BLAS libraries do not promise it, and ranks on different
-    hardware may round differently.
+    product rounds equal columns alike (see `common_width`). BLAS libraries do not
+    promise it, and ranks on different hardware may round differently.
 
     Args:
-        users: [b, D] user vectors of this rank.
-        targets: [b] item_index of the held-out item, a candidate.
-        history: [H] item_index of each user's earlier items, end to end.
-        history_lengths: [b] earlier items per user.
-        item_slice: this rank's candidates, vectors of the same dtype as `users`.
+        queries: {scorer: [b, its D]} user vectors, of the same dtype as its item vectors.
         group: None is the default group, or this process alone where none is initialised.
 
     Returns:
-        [sum of b over ranks] int64, users in rank order, the same on every rank.
+        {scorer: [b] int64}, the same on every rank.
 
     Raises:
         UserError: on every rank, if any score is NaN or infinite (a comparison
             with NaN is false and would help the target).
     """
-    vectors = item_slice.vectors
-    users, targets = gather_rows(users, group), gather_rows(targets, group)
-    history, history_lengths = gather_rows(history, group), gather_rows(history_lengths, group)
-    owners = torch.repeat_interleave(torch.arange(len(users), device=users.device), history_lengths)
-    target_places, seen_places = _places(item_slice.items, targets), _places(item_slice.items, history)
+    targets, history = users.targets, users.history
+    owners = torch.repeat_interleave(torch.arange(len(targets), device=targets.device), users.history_lengths)
+    starts = [0, *users.history_lengths.cumsum(0).tolist()]
+    own_score = {name: rows.new_full((len(rows),), -torch.inf) for name, rows in queries.items()}
+    ranks = {name: torch.zeros_like(targets) for name in queries}
+    broken = torch.zeros((), dtype=torch.int64, device=targets.device)
 
-    # Every rank takes the same chunks, since each ends in a collective, and the same width:
-    # a matrix product chooses its kernel, and with it the rounding, by the shape.
-    count = len(vectors)
-    widest = int(_all_reduce(torch.tensor(count, device=users.device), dist.ReduceOp.MAX, group))
-    if count < widest:
-        vectors = F.pad(vectors, (0, 0, 0, widest - count))
-    chunk = max(1, score_bytes // max(1, widest * vectors.element_size()))
-    broken = torch.zeros((), dtype=torch.int64, device=users.device)
-    ranks = torch.zeros(len(users), dtype=torch.int64, device=users.device)
-    for start in range(0, len(users), chunk):
-        stop = min(start + chunk, len(users))
-        scores = _scores(users[start:stop], vectors)[:, :count]
-        broken += ~_all_finite(scores)
-        mine = (owners >= start) & (owners < stop) & (seen_places >= 0)
-        scores[owners[mine] - start, seen_places[mine]] = -torch.inf
-        target = _owned(scores, target_places[start:stop])
-        target = _all_reduce(target, dist.ReduceOp.MAX, group)
-        # The target itself is among the scores >= its own: this is the 1 of the formula.
-        ranks[start:stop] = (scores >= target[:, None]).sum(1)
-    if _all_reduce(broken, dist.ReduceOp.SUM, group):
+    def find(block: Block) -> None:
+        places = _places(block.items, targets)
+        for name, chunk in _chunks(queries, block, score_bytes):
+            if (places[chunk] >= 0).any():
+                scores = _scores(queries[name][chunk], block.vectors[name])
+                own_score[name][chunk] = own_score[name][chunk].maximum(_owned(scores, places[chunk]))
+
+    def count(block: Block) -> None:
+        places, seen_places = _places(block.items, targets), _places(block.items, history)
+        # Every rank takes the same chunks, since with one block each ends in a collective.
+        for name, chunk in _chunks(queries, block, score_bytes):
+            scores = _scores(queries[name][chunk], block.vectors[name])[:, : len(block.items)]
+            broken.add_(~_all_finite(scores))
+            past = slice(starts[chunk.start], starts[chunk.stop])
+            mine = seen_places[past] >= 0
+            scores[owners[past][mine] - chunk.start, seen_places[past][mine]] = -torch.inf
+            if candidates.blocks == 1:
+                own_score[name][chunk] = all_reduce(_owned(scores, places[chunk]), dist.ReduceOp.MAX, group)
+            # The target itself is among the scores >= its own: this is the 1 of the formula.
+            ranks[name][chunk] += (scores >= own_score[name][chunk, None]).sum(1)
+
+    if candidates.blocks > 1:
+        for number in range(candidates.blocks):
+            find(candidates.read(number))
+        for found in own_score.values():
+            all_reduce(found, dist.ReduceOp.MAX, group)
+    for number in range(candidates.blocks):
+        count(candidates.read(number))
+    if all_reduce(broken, dist.ReduceOp.SUM, group):
         raise UserError("the model gives NaN or infinite scores: lower the learning rate and train again")
-    ranks = _all_reduce(ranks, dist.ReduceOp.SUM, group)
-    ranks[owners[history == targets[owners]]] = MISSED
+    missed = owners[history == targets[owners]]
+    for counts in ranks.values():
+        all_reduce(counts, dist.ReduceOp.SUM, group)[missed] = MISSED
     return ranks
+
+
+def by_target(users: Users) -> Users:
+    """The same users in the order of their targets."""
+    order = users.targets.argsort(stable=True)
+    owners = torch.repeat_interleave(order.argsort(), users.history_lengths)
+    history = users.history[owners.argsort(stable=True)]
+    return Users(users.vectors[order], users.targets[order], history, users.history_lengths[order])
+
+
+def common_width(count: Tensor, group: dist.ProcessGroup | None = None) -> int:
+    """Rows that the vectors of every block have, from `count` [], the most items of a block on this rank. Collective.
+
+    A matrix product chooses its kernel, and with it the rounding, by the shape: so it is one on all ranks and for
+    all blocks, and a multiple of 64, since kernels may sum what is left over in another order than the rest.
+    """
+    return -(-int(all_reduce(count, dist.ReduceOp.MAX, group)) // _WIDTH) * _WIDTH
 
 
 def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -114,21 +169,33 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def lookup_columns(items: Tensor, columns: Tensor, first: int, group: dist.ProcessGroup | None = None) -> Tensor:
+def lookup_columns(
+    items: Tensor, columns: Sequence[Tensor], first: int, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Values of `items` from columns that are sharded by rows.
 
     Args:
         items: [b] item_index, the same on every rank (see `gather_rows`).
-        columns: [n, C] integer columns of this rank's items, such as frequency and bin.
+        columns: C times [n] integers of this rank's items, such as frequency and bin, on any device.
         first: item_index of the first row; slices must not overlap.
 
     Returns:
-        [b, C], the same on every rank.
+        [b, C] int64, the same on every rank.
     """
-    values = columns.new_zeros((len(items), columns.shape[1]))
-    mine = (items >= first) & (items < first + len(columns))
-    values[mine] = columns[items[mine] - first]
-    return _all_reduce(values, dist.ReduceOp.SUM, group)
+    values = items.new_zeros((len(items), len(columns)))
+    mine = (items >= first) & (items < first + len(columns[0]))
+    for place, column in enumerate(columns):
+        values[mine, place] = column[(items[mine] - first).to(column.device)].to(values)
+    return all_reduce(values, dist.ReduceOp.SUM, group)
+
+
+def _chunks(queries: Mapping[str, Tensor], block: Block, score_bytes: int) -> Iterator[tuple[str, slice]]:
+    """Each scorer with each range of users whose scores are held at a time."""
+    for name, rows in queries.items():
+        vectors = block.vectors[name]
+        size = max(1, score_bytes // max(1, len(vectors) * vectors.element_size()))
+        for start in range(0, len(rows), size):
+            yield name, slice(start, min(start + size, len(rows)))
 
 
 def _scores(users: Tensor, vectors: Tensor) -> Tensor:
@@ -160,7 +227,8 @@ def _all_finite(scores: Tensor) -> Tensor:
     return low.isfinite() & high.isfinite()
 
 
-def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> Tensor:
+def all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> Tensor:
+    """Reduce over ranks, in place, returned for convenience; alone, nothing."""
     if dist.is_initialized():
         dist.all_reduce(values, operation, group=group)
     return values

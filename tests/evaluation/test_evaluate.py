@@ -8,12 +8,14 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pad_dist.config import Config
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.evaluation import evaluate as module
 from pad_dist.evaluation.evaluate import Metrics, evaluate
+from pad_dist.model.pad import Pad
 from pad_dist.stages.system import System, build_system
 from pad_dist.training.ranks import Ranks
 from tests.support.ranks import run_ranks
@@ -24,6 +26,8 @@ SCORERS = ("id", "popularity")
 INACTIVE = {"none": (), "some": (1, 7, 8, 20, 33, 40), "all of the last rank": tuple(range(21, ITEMS + 1))}
 BLOCK = 7
 """Catalogue rows looked up at a time: several blocks, and with inactive items fewer on one rank than on the other."""
+FEW_BYTES = (10 * (8 * 4 + 8), 2000)
+"""Of vectors, ten items of both scorers, and of users, about a batch and a half."""
 Split = Literal["valid", "test"]
 SPLITS: tuple[Split, ...] = ("valid", "test")
 Results = dict[str, dict[str, Metrics]]
@@ -67,15 +71,18 @@ def results(urls: list[str], ranks: Ranks) -> Results:
     return found
 
 
-def results_on_two(urls: list[str], without_targets: str) -> tuple[Results, str]:
+def results_on_ranks(urls: list[str], without_targets: str) -> tuple[Results, Results, str]:
+    """With the catalogue in one block and in several, and what is said of a dataset without targets."""
     module.LOOKUP_ROWS = BLOCK
-    ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"), dist.group.WORLD)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
     system = system_of(without_targets, ranks)
     try:
         evaluate(system, system.pad, "valid", SCORERS)
     except UserError as error:
-        return results(urls, ranks), str(error)
-    return {}, "evaluated"
+        one_block = results(urls, ranks)
+        module.VECTOR_BYTES, module.USER_BYTES = FEW_BYTES
+        return one_block, results(urls, ranks), str(error)
+    return {}, {}, "evaluated"
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
@@ -137,9 +144,11 @@ def without_targets(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_tiny_dataset(tmp_path_factory.mktemp("dataset"), sequences, ITEMS, splits=splits)
 
 
-@pytest.fixture(scope="module")
-def on_two(urls: list[str], without_targets: str) -> list[tuple[Results, str]]:
-    return run_ranks(results_on_two, 2, urls, without_targets, timeout=120)
+@pytest.fixture(scope="module", params=[2, 3])
+def on_ranks(
+    request: pytest.FixtureRequest, urls: list[str], without_targets: str
+) -> list[tuple[Results, Results, str]]:
+    return run_ranks(results_on_ranks, request.param, urls, without_targets, timeout=120)
 
 
 @pytest.fixture(autouse=True)
@@ -153,9 +162,35 @@ def test_one_rank_equals_the_oracle(urls: list[str]) -> None:
     assert all(0 < found["id"]["hr@10"] < 1 and found["id"]["cold"]["users"] for found in expected.values())
 
 
-def test_two_ranks_equal_one(urls: list[str], on_two: list[tuple[Results, str]]) -> None:
+def test_any_ranks_and_blocks_equal_one(
+    urls: list[str], on_ranks: list[tuple[Results, Results, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = results(urls, ALONE)
-    assert [found for found, _ in on_two] == [alone, alone]
+    assert [found[:2] for found in on_ranks] == [(alone, alone)] * len(on_ranks)
+    for name, few in zip(("VECTOR_BYTES", "USER_BYTES"), FEW_BYTES, strict=True):
+        monkeypatch.setattr(module, name, few)
+    assert results(urls, ALONE) == alone
+
+
+def test_vectors_are_made_once_in_one_block_and_else_twice_for_each_group_of_users(
+    urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = system_of(urls[0], ALONE)
+    asked: list[Tensor] = []
+    catalogue = Pad.catalogue
+    monkeypatch.setattr(
+        Pad, "catalogue", lambda self, rows, **kw: asked.append(rows["bin"]) or catalogue(self, rows, **kw)
+    )
+    evaluate(system, system.pad, "valid", ["id"])
+    assert sum(map(len, asked)) == ITEMS
+    asked.clear()
+    monkeypatch.setattr(module, "VECTOR_BYTES", FEW_BYTES[0])
+    evaluate(system, system.pad, "valid", ["id"])
+    assert sum(map(len, asked)) == 2 * ITEMS and max(map(len, asked)) <= BLOCK
+    asked.clear()
+    monkeypatch.setattr(module, "USER_BYTES", FEW_BYTES[1])
+    evaluate(system, system.pad, "valid", ["id"])
+    assert 2 * 2 * ITEMS <= sum(map(len, asked)) <= 2 * 4 * ITEMS
 
 
 def test_only_users_with_a_target_count(urls: list[str]) -> None:
@@ -168,12 +203,12 @@ def test_only_users_with_a_target_count(urls: list[str]) -> None:
 
 
 def test_a_split_without_any_target_is_refused_on_every_rank(
-    without_targets: str, on_two: list[tuple[Results, str]]
+    without_targets: str, on_ranks: list[tuple[Results, Results, str]]
 ) -> None:
     system = system_of(without_targets, ALONE)
     with pytest.raises(UserError, match=r"no user has a valid target, .*: change data\.split") as refusal:
         evaluate(system, system.pad, "valid", SCORERS)
-    assert [message for _, message in on_two] == [str(refusal.value)] * 2
+    assert [message for *_, message in on_ranks] == [str(refusal.value)] * len(on_ranks)
     assert "\n" not in str(refusal.value)
     assert evaluate(system, system.pad, "test", SCORERS)["id"]["users"] == 20
 

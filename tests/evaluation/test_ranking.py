@@ -5,11 +5,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import rank_counts, summarize
-from pad_dist.evaluation.ranking import MISSED, ItemSlice, gather_rows, lookup_columns, rank_targets
+from pad_dist.evaluation.ranking import (
+    MISSED,
+    Block,
+    Candidates,
+    Users,
+    by_target,
+    common_width,
+    gather_rows,
+    lookup_columns,
+    rank_targets,
+)
 from tests.support.ranks import run_ranks
 
 Case = tuple[Tensor, Tensor, list[list[int]], Tensor, Tensor]
@@ -47,26 +59,48 @@ def oracle(
     return ranks
 
 
-def every_item(vectors: Tensor) -> ItemSlice:
-    """All items are candidates, for vectors [items + 1, D] with padding."""
-    return ItemSlice(torch.arange(1, len(vectors)), vectors[1:])
-
-
 def rank_all(
-    queries: Tensor, targets: Tensor, history: list[list[int]], item_slice: ItemSlice, score_bytes: int = 1 << 28
+    queries: Tensor,
+    targets: Tensor,
+    history: list[list[int]],
+    items: Tensor,
+    vectors: Tensor,
+    score_bytes: int = 1 << 28,
+    blocks: int = 1,
 ) -> list[int]:
+    """Ranks with these users and candidates (vectors [items + 1, D] of all items) of this rank, cut into blocks."""
     flat = torch.tensor([i for seen in history for i in seen], dtype=torch.int64)
     lengths = torch.tensor([len(seen) for seen in history], dtype=torch.int64)
-    return rank_targets(queries, targets, flat, lengths, item_slice, score_bytes=score_bytes).tolist()
+    users = Users(*map(gather_rows, (queries, targets, flat, lengths)))
+    parts = items.tensor_split(blocks)
+    width = common_width(torch.tensor(max(map(len, parts))))
+
+    def read(number: int) -> Block:
+        part = parts[number]
+        return Block(part, {"id": F.pad(vectors[part], (0, 0, 0, width - len(part)))})
+
+    order = users.targets.argsort(stable=True)
+    if blocks > 1:
+        users = by_target(users)
+    ranks = rank_targets({"id": users.vectors}, users, Candidates(blocks, read), score_bytes=score_bytes)["id"]
+    if blocks > 1:
+        ranks = ranks[order.argsort()]
+    return ranks.tolist()
+
+
+def every_item(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """All items are candidates, for vectors [items + 1, D] with padding."""
+    return torch.arange(1, len(vectors)), vectors
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("score_bytes", [1, 1000, 1 << 28])
-def test_one_process_equals_the_oracle(shape: tuple[int, int, int], seed: int, score_bytes: int) -> None:
+@pytest.mark.parametrize("blocks", [1, 3, 50])
+def test_one_process_equals_the_oracle(shape: tuple[int, int, int], seed: int, score_bytes: int, blocks: int) -> None:
     queries, targets, history, vectors, candidates = case(*shape, seed)
     expected = oracle(queries, targets, history, vectors, candidates)
-    assert rank_all(queries, targets, history, ItemSlice(candidates, vectors[candidates]), score_bytes) == expected
+    assert rank_all(queries, targets, history, candidates, vectors, score_bytes, blocks) == expected
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
@@ -75,44 +109,57 @@ def test_what_is_no_candidate_counts_for_nothing_wherever_it_stands(place: str) 
     out = {"first": 1, "middle": 6, "last": 12}[place]
     candidates = torch.tensor([i for i in range(1, 13) if i != out])
     targets, history = candidates.clone(), [[int(i)] for i in candidates.roll(1)]
-    found = rank_all(torch.ones(11, 1), targets, history, ItemSlice(candidates, torch.ones(11, 1)))
-    assert found == [10] * 11
-    # An event of an item that is no candidate any more masks nobody else.
-    assert rank_all(torch.ones(1, 1), targets[:1], [[out]], ItemSlice(candidates, torch.ones(11, 1))) == [11]
+    for blocks in (1, 4):
+        found = rank_all(torch.ones(11, 1), targets, history, candidates, torch.ones(13, 1), blocks=blocks)
+        assert found == [10] * 11
+        # An event of an item that is no candidate any more masks nobody else.
+        found = rank_all(torch.ones(1, 1), targets[:1], [[out]], candidates, torch.ones(13, 1), blocks=blocks)
+        assert found == [11]
 
 
 CUTS = {"even": (0.5, 0.5), "a rank without items": (0.0, 0.2), "a rank without users": (0.9, 1.0)}
-"""Share of the candidates and of the users that rank 0 holds."""
+"""Share of the candidates and of the users that rank 0 holds; of three ranks the last two halve the rest."""
+BLOCKS = (1, 5, 30)
+"""Blocks of the candidates of every rank; of 30 some are empty."""
 
 
-def everything_on_two_ranks() -> dict[str, Any]:
+def everything_on_ranks() -> dict[str, Any]:
     """One launch for all distributed checks: starting processes is what takes the time."""
-    rank = torch.distributed.get_rank()
-    found = {name: [rank_share(rank, seed, *cuts) for seed in range(len(SHAPES))] for name, cuts in CUTS.items()}
-    ties = [tied_items(rank, *shape) for shape in TIED_SLICES]
-    return found | {"ties": ties, "broken": broken_slice(rank), "gathered": gathered_columns(rank)}
+    found = {
+        f"{name} {blocks}": [rank_share(seed, *cuts, blocks) for seed in range(len(SHAPES))]
+        for name, cuts in CUTS.items()
+        for blocks in BLOCKS
+    }
+    ties = {f"ties {blocks}": [tied_items(*shape, blocks) for shape in TIED_SLICES] for blocks in BLOCKS[:2]}
+    broken = {f"broken {blocks}": broken_slice(blocks) for blocks in BLOCKS}
+    return found | ties | broken | {"gathered": gathered_columns()}
 
 
-def rank_share(rank: int, seed: int, item_cut: float, user_cut: float) -> list[int]:
+def own_part(count: int, cut: int) -> slice:
+    """This rank's part of `count` things, of which rank 0 has the first `cut`."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    ends = [0, cut, *([cut + (count - cut) // 2] if last == 2 else []), count]
+    return slice(ends[rank], ends[rank + 1])
+
+
+def rank_share(seed: int, item_cut: float, user_cut: float, blocks: int) -> list[int]:
     queries, targets, history, vectors, candidates = case(*SHAPES[seed], seed)
-    edge, user = int(item_cut * len(candidates)), int(user_cut * len(queries))
-    mine = slice(0, user) if rank == 0 else slice(user, None)
-    own = candidates[:edge] if rank == 0 else candidates[edge:]
-    return rank_all(queries[mine], targets[mine], history[mine], ItemSlice(own, vectors[own]), score_bytes=500)
+    mine = own_part(len(queries), int(user_cut * len(queries)))
+    own = candidates[own_part(len(candidates), int(item_cut * len(candidates)))]
+    return rank_all(queries[mine], targets[mine], history[mine], own, vectors, score_bytes=500, blocks=blocks)
 
 
 TIED_SLICES = [(1, 8, 192, 3), (1, 8, 192, 1), (6, 8, 64, 5), (11, 20, 64, 8), (50, 101, 16, 64), (999, 3001, 192, 1)]
-"""Items of rank 0, of both ranks, width, users."""
+"""Items of rank 0, of all ranks, width, users."""
 
 
-def tied_items(rank: int, edge: int, items: int, dim: int, users: int) -> list[int]:
+def tied_items(edge: int, items: int, dim: int, users: int, blocks: int) -> list[int]:
     """Every item has the same vector, the target is the last one; rank 0 gives the users."""
     vectors, queries = tied(items, dim, users)
-    mine = slice(0, users if rank == 0 else 0)
-    own = torch.arange(1, edge + 1) if rank == 0 else torch.arange(edge + 1, items + 1)
-    item_slice = ItemSlice(own, vectors[own])
+    mine = own_part(users, users)
     targets = torch.full((users,), items)
-    return rank_all(queries[mine], targets[mine], [[]] * len(queries[mine]), item_slice)
+    own = torch.arange(1, items + 1)[own_part(items, edge)]
+    return rank_all(queries[mine], targets[mine], [[]] * len(queries[mine]), own, vectors, blocks=blocks)
 
 
 def tied(items: int, dim: int, users: int) -> tuple[Tensor, Tensor]:
@@ -121,56 +168,62 @@ def tied(items: int, dim: int, users: int) -> tuple[Tensor, Tensor]:
     return torch.randn(dim, generator=generator).repeat(items + 1, 1), torch.randn(users, dim, generator=generator)
 
 
-def broken_slice(rank: int) -> str:
-    """Only rank 1's items are broken: both ranks must stop, or one would wait for ever."""
+def broken_slice(blocks: int) -> str:
+    """Only the last rank's items are broken: all ranks must stop, or one would wait for ever."""
     queries, targets, history, vectors, candidates = case(7, 30, 3, 1)
     vectors[candidates[-1]] = math.nan
-    own = candidates.chunk(2)[rank]
+    own = candidates[own_part(len(candidates), 10)]
     try:
-        rank_all(queries, targets, history, ItemSlice(own, vectors[own]))
+        rank_all(queries, targets, history, own, vectors, blocks=blocks)
     except UserError as error:
         return str(error)
     return "ranked"
 
 
-def gathered_columns(rank: int) -> list[list[Any]]:
+def gathered_columns() -> list[list[Any]]:
     columns = torch.stack([torch.arange(5) * 10, torch.arange(5) + 1], dim=1)
-    first, stop = [(0, 3), (3, 5)][rank]
+    own = own_part(5, 3)
+    parts = [column[own] for column in columns.unbind(1)]
     found = []
-    for parts in [[[4, 0, 1], [2]], [[], [3]], [[], []]]:
-        items = gather_rows(torch.tensor(parts[rank], dtype=torch.int64))
-        found.append([items.tolist(), lookup_columns(items, columns[first:stop], first).tolist()])
+    for wanted in [[[4, 0, 1], [2], []], [[], [3], []], [[], [], []]]:
+        items = gather_rows(torch.tensor(wanted[dist.get_rank()], dtype=torch.int64))
+        found.append([items.tolist(), lookup_columns(items, parts, own.start).tolist()])
     return found
 
 
-@pytest.fixture(scope="module")
-def on_two() -> list[dict[str, Any]]:
-    return run_ranks(everything_on_two_ranks, 2)
+@pytest.fixture(scope="module", params=[2, 3])
+def on_ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return run_ranks(everything_on_ranks, request.param)
 
 
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("cut", CUTS)
-def test_two_ranks_equal_the_oracle(on_two: list[dict[str, Any]], cut: str) -> None:
+def test_any_ranks_and_blocks_equal_the_oracle(on_ranks: list[dict[str, Any]], cut: str, blocks: int) -> None:
     expected = [oracle(*case(*shape, seed)) for seed, shape in enumerate(SHAPES)]
-    assert [found[cut] for found in on_two] == [expected, expected]
+    assert [found[f"{cut} {blocks}"] for found in on_ranks] == [expected] * len(on_ranks)
 
 
-def test_equal_items_tie_across_slices_of_different_width(on_two: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("blocks", BLOCKS[:2])
+def test_equal_items_tie_across_slices_and_blocks_of_different_width(
+    on_ranks: list[dict[str, Any]], blocks: int
+) -> None:
     expected = [[items] * users for _, items, _, users in TIED_SLICES]
-    assert [found["ties"] for found in on_two] == [expected, expected]
+    assert [found[f"ties {blocks}"] for found in on_ranks] == [expected] * len(on_ranks)
 
 
-def test_a_broken_slice_stops_every_rank(on_two: list[dict[str, Any]]) -> None:
-    assert [found["broken"] for found in on_two] == [BROKEN] * 2
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_a_broken_slice_stops_every_rank(on_ranks: list[dict[str, Any]], blocks: int) -> None:
+    assert [found[f"broken {blocks}"] for found in on_ranks] == [BROKEN] * len(on_ranks)
 
 
-def test_rows_and_columns_of_uneven_ranks_come_together(on_two: list[dict[str, Any]]) -> None:
+def test_rows_and_columns_of_uneven_ranks_come_together(on_ranks: list[dict[str, Any]]) -> None:
     expected = [[[4, 0, 1, 2], [[40, 5], [0, 1], [10, 2], [20, 3]]], [[3], [[30, 4]]], [[], []]]
-    assert [found["gathered"] for found in on_two] == [expected, expected]
+    assert [found["gathered"] for found in on_ranks] == [expected] * len(on_ranks)
 
 
 def test_a_constant_scorer_never_hits() -> None:
     queries, targets, _, vectors, candidates = case(23, 101, 4, 0)
-    ranks = rank_all(queries, targets, [[]] * 23, ItemSlice(candidates, torch.ones_like(vectors[candidates])))
+    ranks = rank_all(queries, targets, [[]] * 23, candidates, torch.ones_like(vectors))
     assert ranks == [len(candidates)] * 23
     none = torch.ones(23, dtype=torch.int64)
     assert summarize(rank_counts(torch.tensor(ranks), none, none, 5))["hr@10"] == 0
@@ -178,20 +231,23 @@ def test_a_constant_scorer_never_hits() -> None:
 
 @pytest.mark.parametrize("users", [1, 5])
 @pytest.mark.parametrize("score_bytes", [1, 1 << 28])
+@pytest.mark.parametrize("blocks", [1, 2, 7])
 @pytest.mark.parametrize(("items", "dim"), [(2, 192), (17, 64), (3001, 192), (8347, 128)])
-def test_equal_items_tie_however_many_users_a_chunk_has(items: int, dim: int, score_bytes: int, users: int) -> None:
+def test_equal_items_tie_however_many_users_a_chunk_or_items_a_block_has(
+    items: int, dim: int, blocks: int, score_bytes: int, users: int
+) -> None:
     vectors, queries = tied(items, dim, users)
     for target in (1, items):
         targets = torch.full((users,), target)
-        assert rank_all(queries, targets, [[]] * users, every_item(vectors), score_bytes) == [items] * users
+        assert rank_all(queries, targets, [[]] * users, *every_item(vectors), score_bytes, blocks) == [items] * users
 
 
 @pytest.mark.parametrize("items", [2, 10, 50])
 def test_a_target_that_the_history_holds_is_a_miss_in_a_catalogue_of_any_size(items: int) -> None:
     vectors = torch.arange(items + 1.0)[:, None]
     query, target = torch.ones(1, 1), torch.tensor([items])
-    assert rank_all(query, target, [[items - 1]], every_item(vectors)) == [1]
-    ranks = rank_all(query, target, [[1, items]], every_item(vectors))
+    assert rank_all(query, target, [[items - 1]], *every_item(vectors)) == [1]
+    ranks = rank_all(query, target, [[1, items]], *every_item(vectors))
     assert ranks == [MISSED]
     one = torch.ones(1, dtype=torch.int64)
     metrics = summarize(rank_counts(torch.tensor(ranks), one, one, 5))
@@ -204,11 +260,11 @@ def test_a_score_that_is_not_finite_is_refused(value: float, where: str) -> None
     queries, targets, history, vectors, _ = case(7, 30, 3, 1)
     (queries if where == "users" else vectors)[4] = value
     with pytest.raises(UserError, match=BROKEN):
-        rank_all(queries, targets, history, every_item(vectors))
+        rank_all(queries, targets, history, *every_item(vectors))
 
 
 def test_a_score_of_minus_infinity_alone_is_refused() -> None:
     # It would pass for an item of the history.
     vectors = torch.tensor([[0.0], [-math.inf], [2.0]])
     with pytest.raises(UserError, match=BROKEN):
-        rank_all(torch.ones(1, 1), torch.tensor([2]), [[]], every_item(vectors))
+        rank_all(torch.ones(1, 1), torch.tensor([2]), [[]], *every_item(vectors))
