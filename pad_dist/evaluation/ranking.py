@@ -13,11 +13,13 @@ from torch import Tensor
 
 from pad_dist.errors import UserError
 
-SCORE_BYTES = 1 << 28
+SCORE_BYTES = 1 << 26
 """Most bytes of one users x items score matrix (at least two rows are taken)."""
 MISSED = torch.iinfo(torch.int64).max
 """Rank of a target that the history holds: beyond every k, however small the catalogue."""
 _WIDTH = 64
+_COUNTED = 1 << 13
+"""Columns that are counted at a time: counting turns what it compares into int64."""
 
 
 class Users(NamedTuple):
@@ -113,15 +115,17 @@ def rank_targets(
         places, seen_places = _places(block.items, targets), _places(block.items, history)
         # Every rank takes the same chunks, since with one block each ends in a collective.
         for name, chunk in _chunks(queries, block, score_bytes):
-            scores = _scores(queries[name][chunk], block.vectors[name])[:, : len(block.items)]
-            broken.add_(~_all_finite(scores))
+            scores = _scores(queries[name][chunk], block.vectors[name])
+            broken.add_(~_all_finite(scores))  # with the padding: without it they would be copied
+            scores = scores[:, : len(block.items)]
             past = slice(starts[chunk.start], starts[chunk.stop])
             mine = seen_places[past] >= 0
             scores[owners[past][mine] - chunk.start, seen_places[past][mine]] = -torch.inf
             if candidates.blocks == 1:
                 own_score[name][chunk] = all_reduce(_owned(scores, places[chunk]), dist.ReduceOp.MAX, group)
             # The target itself is among the scores >= its own: this is the 1 of the formula.
-            ranks[name][chunk] += (scores >= own_score[name][chunk, None]).sum(1)
+            for part in scores.split(_COUNTED, dim=1):
+                ranks[name][chunk] += (part >= own_score[name][chunk, None]).sum(1)
 
     if candidates.blocks > 1:
         for number in range(candidates.blocks):
