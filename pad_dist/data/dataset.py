@@ -23,8 +23,9 @@ REBUILD = f"run `{MADE_BY}` again"
 SPLIT_COLUMNS = ("train", "valid", "test")
 
 Ints = NDArray[np.int64]
-ItemColumns = tuple[Ints, NDArray[np.uint8]]
+ItemColumns = tuple[NDArray[np.int32], NDArray[np.uint8]]
 """train_frequency and bin of a range of items."""
+_MOST = np.iinfo(np.int32).max
 
 
 class Histories(NamedTuple):
@@ -102,7 +103,7 @@ class Dataset:
         is the same: a rank validates after every epoch. Row 0 is padding: 0 and 0.
 
         Returns:
-            train_frequency: [stop - start] int64.
+            train_frequency: [stop - start] int32; 2^31 - 1 stands for all above it.
             bin: [stop - start] uint8, 1 (most popular) to 10; 0 for items that are out of use
                 (erased, or below the k-core): they have no events and are never ranked.
 
@@ -116,7 +117,7 @@ class Dataset:
     def _read_item_columns(self, start: int, stop: int) -> ItemColumns:
         if not 0 <= start <= stop <= self.items + 1:
             raise ValueError(f"item range [{start}, {stop}) is outside [0, {self.items + 1})")
-        frequency = np.zeros(stop - start, np.int64)
+        frequency = np.zeros(stop - start, np.int32)
         bins = np.zeros(stop - start, np.uint8)
         for first, entry in _with_first_index(self.url, self._item_files):
             low, high = max(start, first), min(stop, first + entry.rows)
@@ -126,7 +127,7 @@ class Dataset:
             index, counts, bin_of = (_integers(self._path(entry), table, name) for name in table.column_names)
             if not np.array_equal(index, np.arange(first, first + entry.rows)):
                 raise UserError(f"{self._path(entry)} does not hold items {first} onwards in order: {REBUILD}")
-            frequency[low - start : high - start] = counts[low - first : high - first]
+            frequency[low - start : high - start] = counts[low - first : high - first].clip(max=_MOST)
             bins[low - start : high - start] = bin_of[low - first : high - first]
         return frequency, bins
 

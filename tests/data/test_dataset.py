@@ -68,7 +68,7 @@ def test_item_columns_of_any_range(url: str, start: int, stop: int) -> None:
     frequency, found = Dataset.open(url).item_columns(start, stop)
     np.testing.assert_array_equal(frequency, counts[start:stop])
     np.testing.assert_array_equal(found, bins[start:stop])
-    assert frequency.dtype == np.int64 and found.dtype == np.uint8
+    assert frequency.dtype == np.int32 and found.dtype == np.uint8
 
 
 def test_item_columns_reads_only_overlapping_files(url: str) -> None:
@@ -124,13 +124,13 @@ def test_a_file_is_checked_once_per_process(url: str) -> None:
         Dataset.open(url).sequences(0)
 
 
-def rewrite(url: str, table: pa.Table) -> None:
+def rewrite(url: str, table: pa.Table, group: str = "sequences") -> None:
     """Replace shard 0 by a file that the manifest vouches for."""
-    file = Path(url) / "sequences/part-00000.parquet"
+    file = Path(url) / group / "part-00000.parquet"
     pq.write_table(table, file)
     manifest = read_manifest(url, "")
-    entry = manifest.groups["sequences"][0]
-    manifest.groups["sequences"][0] = entry.model_copy(update={"sha256": sha256(str(file))})
+    entry = manifest.groups[group][0]
+    manifest.groups[group][0] = entry.model_copy(update={"sha256": sha256(str(file))})
     write_manifest(url, manifest)
 
 
@@ -258,3 +258,12 @@ def test_absent_and_empty_datasets_are_refused(tmp_path: Path) -> None:
         Dataset.open(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="empty dataset"):
         Dataset.open(write_tiny_dataset(tmp_path / "empty", [], 5, shards=1))
+
+
+def test_a_frequency_beyond_32_bits_is_the_most_that_they_hold(url: str) -> None:
+    table = pq.read_table(Path(url) / "items/part-00000.parquet")
+    column = table.column_names.index("train_frequency")
+    counts = [2**31 - 2, 2**31 - 1, 2**31, 2**40, *range(len(table) - 4)]
+    rewrite(url, table.set_column(column, "train_frequency", pa.array(counts, pa.int64())), "items")
+    frequency, _ = Dataset.open(url).item_columns(1, len(table) + 1)
+    assert frequency.tolist() == [2**31 - 2, 2**31 - 1, 2**31 - 1, 2**31 - 1, *counts[4:]]

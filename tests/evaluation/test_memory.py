@@ -1,0 +1,65 @@
+"""What a rank holds of a large table: its shard, and what does not grow with it."""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.support.many_items import write_many_items
+from pad_dist.config import Config
+from pad_dist.evaluation import evaluate, ranking
+from pad_dist.stages.system import build_system, initialise
+from pad_dist.stages.train import Trainer
+from pad_dist.training.ranks import Ranks
+from tests.support.ranks import run_ranks
+
+ROWS, DIM = 1_500_000, 64
+SHARD = ROWS // 2 * (DIM + 1) * 4
+"""Bytes of a rank's weights and rowwise_adagrad state, 195 MB."""
+BLOCK = 1 << 23
+
+
+def growth(url: str) -> dict[str, int]:
+    """Most bytes that each phase holds above what the process held at first, without and with the whole shard."""
+    evaluate.VECTOR_BYTES = ranking.SCORE_BYTES = BLOCK
+    evaluate.LOOKUP_ROWS = 1 << 13
+    ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"), dist.group.WORLD)
+    values = {
+        "name": "memory",
+        "dataset": url,
+        "model": {"dim": DIM},
+        "training": {"batch_size": 64, "loss": {"negatives": 100}},
+    }
+    os.environ |= {"RANK": str(ranks.rank), "LOCAL_RANK": str(ranks.rank), "WORLD_SIZE": "2"}  # as DeepSpeed wants
+    begun, found = resident("VmRSS"), {}
+    system = build_system(Config.model_validate(values), "pretrain", ranks)
+    initialise(system)
+    found["made"] = peak(begun)
+    trainer = Trainer(system)
+    for step, batch in enumerate(trainer.batches(1)):
+        trainer.step(step, batch)
+    found["trained"] = peak(begun)
+    evaluate.validate(system, system.pad.eval())
+    found["ranked"] = peak(begun)
+    system.tables.state(), system.tables.optimizer_state()
+    found["shown"] = peak(begun)
+    return found
+
+
+def peak(begun: int) -> int:
+    """Most bytes above `begun` since the last call."""
+    most = resident("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")
+    return most - begun
+
+
+def resident(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def test_a_rank_holds_its_shard_and_nothing_else_of_its_size(tmp_path: Path) -> None:
+    url = write_many_items(tmp_path / "dataset", ROWS - 1, users=256, validated=16)
+    for found in run_ranks(growth, 2, url, timeout=120):
+        assert all(SHARD * 0.9 < most < 1.15 * SHARD + (130 << 20) for most in found.values()), found
