@@ -17,6 +17,7 @@ from pad_dist.config_data import DataConfig, InputFormat, ReduceConfig, Section,
 __all__ = [
     "STAGES",
     "AlignConfig",
+    "CaserConfig",
     "Config",
     "DataConfig",
     "DisentangleConfig",
@@ -39,18 +40,36 @@ StageName = Literal["pretrain", "align", "disentangle"]
 STAGES: tuple[StageName, ...] = ("pretrain", "align", "disentangle")
 
 
+class CaserConfig(Section):
+    """Convolutions of the Caser backbone."""
+
+    window: int = Field(5, ge=1)
+    """Last items that an output depends on."""
+    horizontal: int = Field(16, ge=1)
+    """Filters of each height from 1 to the window."""
+    vertical: int = Field(4, ge=1)
+    """Filters across the window, in each dimension alike."""
+
+
 class ModelConfig(Section):
     """Backbone, projector and fusion (METHOD, backbone and text)."""
 
+    backbone: Literal["sasrec", "ligr", "gru4rec", "caser"] = "sasrec"
+    """Sequence encoder of every expert. `sasrec`: the paper's transformer; `ligr`: a pre-norm transformer with gated
+    residuals and SwiGLU (eSASRec's); `gru4rec`: a GRU; `caser`: convolutions over the last items."""
     dim: int = Field(128, ge=4)
     blocks: int = Field(1, ge=1)
+    """Layers (sasrec, ligr, gru4rec)."""
     heads: int = Field(2, ge=1)
+    """Attention heads (sasrec, ligr)."""
     max_length: int = Field(20, ge=1)
     """Context length L."""
     dropout: float = Field(0.3, ge=0, lt=1)
     norm: Literal["pre", "post"] = "pre"
+    """Layer norm before or after each sublayer (sasrec; ligr is pre-norm)."""
     positions: Literal["end", "none"] = "none"
-    """`end`: learned positions aligned at the last item; `none`: order from the causal mask alone."""
+    """`end`: learned positions aligned at the last item; `none`: order from the causal mask alone (sasrec, ligr)."""
+    caser: CaserConfig = CaserConfig()
     projector_layers: int = Field(1, ge=1)
     """Hidden Linear(d, d) layers after Linear(text_dim, d)."""
     projector_activation: bool = False
@@ -98,9 +117,25 @@ class SparseConfig(Section):
 class LossConfig(Section):
     """Recommendation loss over next-item logits."""
 
-    kind: Literal["bce", "sampled_softmax"] = "sampled_softmax"
+    kind: Literal["bce", "gbce", "sampled_softmax", "softmax"] = "sampled_softmax"
+    """`bce`: one negative per position, outside the user's items (the paper's). `gbce`: gSASRec's, with shared
+    negatives. `sampled_softmax`: the target among shared negatives. `softmax`: among the whole catalogue, in chunks;
+    every step reads all items."""
     negatives: int = Field(2048, ge=1)
-    """Negatives shared by a global batch (sampled softmax; BCE draws one per position)."""
+    """Uniform negatives shared by a global batch (gbce, sampled_softmax)."""
+    in_batch: int = Field(0, ge=0)
+    """Negatives more, drawn from the targets of the global batch, which every rank then reads (sampled_softmax)."""
+    log_q: bool = False
+    """Take the log of its expected count from a negative's logit, so that the loss estimates `softmax`
+    (sampled_softmax)."""
+    gbce_t: float = Field(0.75, ge=0, le=1)
+    """gBCE's calibration t: 0 is BCE, which is overconfident with few negatives; 1 calibrates fully."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "sampled_softmax" and (self.in_batch or self.log_q):
+            raise ValueError(f"in_batch and log_q belong to kind=sampled_softmax, not to {self.kind}: leave them out")
+        return self
 
 
 class StageConfig(Section):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 Rows = dict[str, Tensor]
 """What was looked up for `Batch.items`, once each: "id" and "aligned" [U, D] (trainable),
-"text" [U, text_dim], "bin" [U] int64."""
+"text" [U, text_dim], "bin" [U] int64, and "share" [U] of the train interactions, for log-Q correction."""
 
 
 @dataclass(frozen=True)

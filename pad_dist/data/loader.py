@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pad_dist.config import LossConfig
 from pad_dist.data.batches import Batch, EvalBatch
-from pad_dist.data.dataset import Dataset, ranges
+from pad_dist.data.dataset import Dataset, Histories, ranges
 from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
-from pad_dist.data.negatives import shared_negatives, uniform_negatives
+from pad_dist.data.negatives import in_batch_negatives, shared_negatives, uniform_negatives
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 
 Ints = NDArray[np.int64]
@@ -48,8 +48,9 @@ def train_batches(
     so that it is never empty. `occurrences` counts the sample tables, [B, L + 1] with
     left padding, and the negatives: for bce a table of the same shape (one draw per
     item of the sample, the last one used for counting only), for shared negatives
-    the [K] ids, counted on rank 0 alone. With `occurrence_share` < 1 only about that
-    share of the items, another one each step, keeps its count; the others have 0.
+    the [K] ids (the uniform ones, then those in batch), counted on rank 0 alone. With
+    `occurrence_share` < 1 only about that share of the items, another one each step,
+    keeps its count; the others have 0.
 
     `positions` is the count of THIS rank: the training loop sums it over ranks.
     """
@@ -61,7 +62,7 @@ def train_batches(
             if loss.kind == "bce":
                 batch = _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0)
             else:
-                shared = shared_negatives(seed, epoch, step, loss.negatives, dataset.items)
+                shared = _shared(dataset, rows, max_length, (seed, epoch, step), loss)
                 batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, float(rank == 0))
             sampled = _sampled(batch.items, (seed, epoch, step), occurrence_share)
             yield replace(batch, occurrences=batch.occurrences * sampled)
@@ -87,25 +88,41 @@ def eval_batches(
     return _prefetch(build())
 
 
+def _shared(dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int, int], loss: LossConfig) -> Ints:
+    """[K] negatives of the global batch of these rows, the same on every rank."""
+    count = dataset.items if loss.kind == "softmax" else loss.negatives
+    uniform = shared_negatives(*key, count, dataset.items)
+    if not loss.in_batch:
+        return uniform
+    sample, _, is_target = _samples(dataset.gather(rows), max_length)
+    return np.concatenate([uniform, in_batch_negatives(*key, loss.in_batch, sample[is_target])])
+
+
+def _samples(histories: Histories, max_length: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """The last L + 1 train items of each user who has something to predict, their sizes [B], and which are targets."""
+    kept = histories.train >= 2
+    starts, lengths = histories.offsets[:-1][kept], histories.train[kept]
+    sizes = np.minimum(lengths, max_length + 1)
+    sample = histories.items[ranges(starts + lengths - sizes, sizes)]
+    is_target = np.ones(len(sample), bool)
+    is_target[np.cumsum(sizes) - sizes] = False
+    return sample, sizes, is_target
+
+
 def _train_batch(
     dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int], shared: Ints | None, negative_weight: float
 ) -> Batch:
     histories = dataset.gather(rows)
-    kept = histories.train >= 2
-    rows, starts, lengths = rows[kept], histories.offsets[:-1][kept], histories.train[kept]
-    sizes = np.minimum(lengths, max_length + 1)
-    sample = histories.items[ranges(starts + lengths - sizes, sizes)]
+    sample, sizes, is_target = _samples(histories, max_length)
     padding = len(sizes) * (max_length + 1) - len(sample)
-
-    ends = np.cumsum(sizes)
     is_input = np.ones(len(sample), bool)
-    is_input[ends - 1] = False
-    is_target = np.ones(len(sample), bool)
-    is_target[ends - sizes] = False
+    is_input[np.cumsum(sizes) - 1] = False
 
     if shared is None:
-        train_items = histories.items[ranges(starts, lengths)]
-        negatives = uniform_negatives(*key, rows, sizes, train_items, lengths, dataset.items)
+        kept = histories.train >= 2
+        lengths = histories.train[kept]
+        train_items = histories.items[ranges(histories.offsets[:-1][kept], lengths)]
+        negatives = uniform_negatives(*key, rows[kept], sizes, train_items, lengths, dataset.items)
         padding *= 2
     else:
         negatives = shared

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pad_dist.data.hashing import SHARED_NEGATIVE, UNIFORM_NEGATIVE, hash_ids
+from pad_dist.data.hashing import IN_BATCH_NEGATIVE, SHARED_NEGATIVE, UNIFORM_NEGATIVE, hash_ids
 from pad_dist.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -63,6 +63,14 @@ def shared_negatives(seed: int, epoch: int, step: int, count: int, num_items: in
     if count >= num_items:
         return np.arange(1, num_items + 1)
     return _items(hash_ids(seed, SHARED_NEGATIVE, epoch, step, np.arange(count)), num_items)
+
+
+def in_batch_negatives(seed: int, epoch: int, step: int, count: int, targets: Ints) -> Ints:
+    """[count] of the targets [T] of one global batch, uniform with replacement; none where T = 0."""
+    if not len(targets):
+        return targets
+    bits = hash_ids(seed, IN_BATCH_NEGATIVE, epoch, step, np.arange(count))
+    return targets[(bits % np.uint64(len(targets))).astype(np.int64)]
 
 
 def _items(bits: NDArray[np.uint64], num_items: int) -> Ints:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Rows
-from pad_dist.model.encoder import SasRec
+from pad_dist.model.encoder import build_encoder
 from pad_dist.model.projector import Projector
 
 
@@ -19,7 +19,7 @@ class Expert(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = SasRec(config)
+        self.encoder = build_encoder(config)
 
     def item_vectors(self, rows: Rows) -> Tensor:
         """[U, D] vectors of the items whose rows were looked up."""

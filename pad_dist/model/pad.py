@@ -132,7 +132,9 @@ def _mix(vectors: list[Tensor], gate: Tensor | None) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.xavier_normal_(module.weight)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.GRU):
+        for weight in module.parameters():
+            if weight.dim() > 1:
+                nn.init.xavier_normal_(weight)
+            else:
+                nn.init.zeros_(weight)

@@ -9,7 +9,7 @@ from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Output, Pad
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, sampled_softmax_sum
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
 
 
 class StageObjective(nn.Module):
@@ -20,14 +20,17 @@ class StageObjective(nn.Module):
     ranks' values is the global loss, its gradient the same at any world size.
     """
 
-    def __init__(self, pad: Pad, stage: StageName, config: Config, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, pad: Pad, stage: StageName, config: Config, catalogue: int, group: dist.ProcessGroup | None
+    ) -> None:
+        """`catalogue` is the number of items that negatives are drawn from."""
         super().__init__()
         self.pad = pad
         self._stage = stage
         self._config = config
+        self._catalogue = catalogue
         self._group = group
         self._world_size = dist.get_world_size(group) if group else 1
-        self._recommend = bce_sum if config.training.loss.kind == "bce" else sampled_softmax_sum
         self._frozen = config.disentangle.freeze if stage == "disentangle" else ()
         for name in self._frozen:
             pad.experts[name].requires_grad_(False)
@@ -43,22 +46,42 @@ class StageObjective(nn.Module):
         """Scalar loss; `batch.positions` is the global count."""
         rows = {name: row.detach() if name in self._frozen else row for name, row in rows.items()}
         output: Output = self.pad(batch, rows)
-        loss = self._recommendation(output, batch) / batch.positions.clamp(min=1)
+        loss = self._recommendation(output, batch, self._expected(batch, rows)) / batch.positions.clamp(min=1)
         if self._stage == "align" and self._config.align.gamma:
             loss = loss + self._config.align.gamma * self._alignment(output, batch)
         return loss * self._world_size
 
-    def _recommendation(self, output: Output, batch: Batch) -> Tensor:
+    def _recommendation(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor:
         if self._stage != "disentangle":
             (expert,) = output.users
-            return self._recommend(output.users[expert], output.items[expert], batch)
-        loss = self._recommend(*output.mixture(), batch)
+            return self._recommend(output.users[expert], output.items[expert], batch, expected)
+        loss = self._recommend(*output.mixture(), batch, expected)
         if self._config.disentangle.expert_loss:
             for name in output.users:
                 if name not in self._frozen:
-                    own = self._recommend(output.users[name], output.items[name], batch)
+                    own = self._recommend(output.users[name], output.items[name], batch, expected)
                     loss = loss + self._config.disentangle.expert_loss * own
         return loss
+
+    def _recommend(self, users: Tensor, items: Tensor, batch: Batch, expected: Tensor | None) -> Tensor:
+        loss = self._config.training.loss
+        match loss.kind:
+            case "bce":
+                return bce_sum(users, items, batch)
+            case "gbce":
+                return gbce_sum(users, items, batch, gbce_beta(loss.negatives, self._catalogue, loss.gbce_t))
+            case "sampled_softmax":
+                return sampled_softmax_sum(users, items, batch, expected)
+            case "softmax":
+                return softmax_sum(users, items, batch)
+
+    def _expected(self, batch: Batch, rows: Rows) -> Tensor | None:
+        """[U] expected count of each item among the negatives, for log-Q correction."""
+        loss = self._config.training.loss
+        if not loss.log_q:
+            return None
+        uniform = min(loss.negatives, self._catalogue)
+        return uniform / self._catalogue + (len(batch.negatives) - uniform) * rows["share"]
 
     def _alignment(self, output: Output, batch: Batch) -> Tensor:
         assert output.projected is not None and output.anchored is not None

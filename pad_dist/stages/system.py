@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -37,6 +38,7 @@ class System:
     tables: Tables
     text: TextRows | None
     bins: RowShards
+    shares: RowShards | None
     pad: Pad
 
     @property
@@ -48,6 +50,8 @@ class System:
         """Look up items [U] (ascending, unique) once in every table. Collective."""
         rows = dict(self.tables.lookup(items))
         rows["bin"] = self.bins.lookup(items).squeeze(-1).long()
+        if self.shares is not None:
+            rows["share"] = self.shares.lookup(items).squeeze(-1)
         if self.text is not None:
             rows["text"] = self.text.lookup(items)
         return rows
@@ -76,10 +80,11 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
         ranks.device,
         _group(ranks),
     )
+    shares = _shares(dataset, ranks) if config.training.loss.log_q else None
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
     pad = Pad(parts.experts, config.model, text.dim if text else 0).to(ranks.device)
-    return System(config, stage, ranks, dataset, tables, text, bins, pad)
+    return System(config, stage, ranks, dataset, tables, text, bins, shares, pad)
 
 
 def initialise(system: System) -> None:
@@ -146,6 +151,18 @@ def _checkpoint(config: Config, stage: StageName) -> Path:
 
 def _text_rows(config: Config, dataset: Dataset, ranks: Ranks) -> TextRows:
     return TextRows(dataset.url, config.text, dataset.items, device=ranks.device, group=_group(ranks))
+
+
+def _shares(dataset: Dataset, ranks: Ranks) -> RowShards:
+    """Each item's share of the train interactions."""
+    shares = RowShards(
+        lambda start, stop: dataset.item_columns(start, stop)[0][:, None].astype(np.float32),
+        dataset.items + 1,
+        ranks.device,
+        _group(ranks),
+    )
+    shares.local /= ranks.sum(shares.local.sum())
+    return shares
 
 
 def _group(ranks: Ranks) -> dist.ProcessGroup | None:

@@ -123,7 +123,7 @@ class Trainer:
         self._system = system
         self._stage = config.stage(system.stage)
         group = ranks.group if ranks.world_size > 1 else None
-        self.objective = StageObjective(system.pad, system.stage, config, group).train()
+        self.objective = StageObjective(system.pad, system.stage, config, system.dataset.items, group).train()
         self._engine = build_engine(self.objective, _parameter_groups(system), config.training)
         self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
 

@@ -14,6 +14,7 @@ from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import PARTS
 
 ITEMS, DIM, TEXT_DIM = 9, 8, 5
+CATALOGUE = 60
 
 
 def config(**sections: object) -> Config:
@@ -60,7 +61,8 @@ def part(whole: Batch, rank: int) -> Batch:
 def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | None = None) -> StageObjective:
     """The stage's loss over a model with weights that are always the same."""
     torch.manual_seed(0)
-    return StageObjective(Pad(PARTS[stage].experts, settings.model, TEXT_DIM), stage, settings, group).train()
+    pad = Pad(PARTS[stage].experts, settings.model, TEXT_DIM)
+    return StageObjective(pad, stage, settings, CATALOGUE, group).train()
 
 
 def values() -> dict[str, float]:
