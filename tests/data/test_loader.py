@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pad_dist.data.batches import Batch, EvalBatch
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
 from pad_dist.data.loader import eval_batches, train_batches
+from pad_dist.data.negatives import in_batch_negatives
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 from pad_dist.errors import UserError
 from tests.support.tiny_dataset import Splits, leave_one_out, random_sequences, time_splits, write_tiny_dataset
@@ -21,8 +23,15 @@ ITEMS, L, BATCH = 40, 5, 16
 SEQUENCES = random_sequences(55, ITEMS, longest=14)
 BCE = LossConfig(kind="bce")
 SHARED = LossConfig(kind="sampled_softmax", negatives=12)
+IN_BATCH = LossConfig(kind="sampled_softmax", negatives=12, in_batch=30)
+FULL = LossConfig(kind="softmax")
 SPLITS = {"leave-one-out": leave_one_out(SEQUENCES)} | {f"time {i}": time_splits(SEQUENCES, i) for i in range(3)}
-LOSSES = pytest.mark.parametrize("loss", [BCE, SHARED], ids=["bce", "shared"])
+LOSSES = pytest.mark.parametrize("loss", [BCE, SHARED, IN_BATCH, FULL], ids=["bce", "shared", "in_batch", "full"])
+
+
+def shared_count(loss: LossConfig, positions: bool = True) -> int:
+    """Shared negatives of a global batch, with or without positions in it."""
+    return 0 if loss is BCE else ITEMS if loss is FULL else 12 + (loss.in_batch if positions else 0)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def test_batches_equal_a_slow_oracle(
         found = train(dataset, loss, rank, world_size)
         rows = list(epoch_batches(7, 2, dataset.shard_rows, BATCH))
         assert len(found) == len(rows) == steps_per_epoch(dataset.users, BATCH)
-        for batch, everyone in zip(found, rows, strict=True):
+        for step, (batch, everyone) in enumerate(zip(found, rows, strict=True)):
             mine = rank_slice(everyone, rank, world_size)
             parts = [train_parts[row] for row in mine if len(train_parts[row]) > 1]
             samples = [part[-(L + 1) :] for part in parts]
@@ -86,7 +95,12 @@ def test_batches_equal_a_slow_oracle(
                 assert extra.total() == len(samples) and 0 not in extra
                 assert batch.occurrences.sum() == 2 * len(samples) * (L + 1)
             else:
-                assert batch.shared_negatives and len(negatives) == 12
+                assert batch.shared_negatives and len(negatives) == shared_count(loss)
+                if loss is FULL:
+                    assert negatives.tolist() == list(range(1, ITEMS + 1))
+                if loss is IN_BATCH:
+                    targets = np.array([i for row in everyone for i in train_parts[row][-(L + 1) :][1:]])
+                    assert negatives[12:].tolist() == in_batch_negatives(7, 2, step, 30, targets).tolist()
                 counts += Counter(negatives.tolist()) if rank == 0 else Counter()
                 assert batch.occurrences.tolist() == [counts[item] for item in batch.items.tolist()]
 
@@ -103,7 +117,7 @@ def test_ranks_together_are_the_single_rank_batch(
         assert torch.cat([part.lengths for part in parts]).equal(whole.lengths)
         for name in ("inputs", "targets", "negatives"):
             ids = [part.items[getattr(part, name)] for part in parts]
-            together = ids[0] if name == "negatives" and loss is SHARED else torch.cat(ids)
+            together = ids[0] if name == "negatives" and loss is not BCE else torch.cat(ids)
             assert together.equal(whole.items[getattr(whole, name)]), name
         counts = torch.zeros(ITEMS + 1)
         for part in parts:
@@ -120,7 +134,7 @@ def test_a_rank_with_nothing_still_takes_every_step(dataset: Dataset, loss: Loss
     assert empty
     for batch in empty:
         assert batch.positions == len(batch.inputs) == len(batch.targets) == 0
-        assert len(batch.negatives) == (12 if loss is SHARED else 0)
+        assert len(batch.negatives) == shared_count(loss)
         assert len(batch.items) >= 1
 
 
@@ -162,8 +176,8 @@ def test_a_global_batch_without_any_position_is_a_step_on_every_rank(loss: LossC
         assert len(found) == 4
         for batch in found:
             assert batch.positions == len(batch.lengths) == len(batch.inputs) == len(batch.targets) == 0
-            assert batch.items[0] == 0 and len(batch.negatives) == (12 if loss is SHARED else 0)
-            assert batch.occurrences.sum() == (12 if loss is SHARED and rank == 0 else 0)
+            assert batch.items[0] == 0 and len(batch.negatives) == shared_count(loss, positions=False)
+            assert batch.occurrences.sum() == (shared_count(loss, positions=False) if rank == 0 else 0)
 
 
 @LOSSES

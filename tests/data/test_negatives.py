@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pad_dist.data.negatives import shared_negatives, uniform_negatives
+from pad_dist.data.negatives import in_batch_negatives, shared_negatives, uniform_negatives
 from pad_dist.errors import UserError
 
 N = 20
@@ -71,3 +71,19 @@ def test_shared_negatives_are_uniform_with_replacement_and_redrawn() -> None:
 @pytest.mark.parametrize("count", [N, N + 1, 1000])
 def test_enough_shared_negatives_are_the_full_softmax(count: int) -> None:
     assert shared_negatives(1, 0, 0, count, N).tolist() == list(range(1, N + 1))
+
+
+def test_in_batch_negatives_are_uniform_over_the_targets_and_redrawn() -> None:
+    targets = np.array([3, 9, 3, 5])
+    drawn = np.concatenate([in_batch_negatives(1, 0, step, 10, targets) for step in range(2000)])
+    found = np.bincount(drawn, minlength=N + 1)
+    assert np.abs(found[[3, 5, 9]] - [10_000, 5000, 5000]).max() < 6 * 10_000**0.5
+    assert found.sum() == found[[3, 5, 9]].sum()
+    many = np.arange(1, 1001)
+    for seed, epoch, step in [(2, 0, 0), (1, 1, 0), (1, 0, 1)]:
+        drawn = in_batch_negatives(seed, epoch, step, 1000, many)
+        assert (drawn != in_batch_negatives(1, 0, 0, 1000, many)).mean() > 0.9
+
+
+def test_a_batch_without_targets_has_no_negatives_in_it() -> None:
+    assert in_batch_negatives(1, 0, 0, 10, np.zeros(0, np.int64)).tolist() == []

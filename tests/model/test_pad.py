@@ -12,6 +12,7 @@ from pad_dist.model.gate import BINS, Gate
 from pad_dist.model.pad import EXPERTS, Pad
 
 CONFIG = ModelConfig(dim=8, max_length=4)
+BACKBONES = pytest.mark.parametrize("backbone", ["sasrec", "ligr", "gru4rec", "caser"])
 ITEMS, TEXT_DIM = 7, 5
 
 
@@ -52,10 +53,11 @@ def test_mixture_is_the_gated_sum_of_expert_scores() -> None:
     torch.testing.assert_close(users @ items.T, expected)
 
 
+@BACKBONES
 @pytest.mark.parametrize("names", [("id",), ("text",), ("id", "aligned"), EXPERTS])
 @torch.no_grad()
-def test_evaluation_uses_the_vectors_of_training(names: tuple[ExpertName, ...]) -> None:
-    pad = make(*names)
+def test_evaluation_uses_the_vectors_of_training(names: tuple[ExpertName, ...], backbone: str) -> None:
+    pad = make(*names, config=CONFIG.model_copy(update={"backbone": backbone}))
     users, items = pad(batch(), rows()).mixture()
     torch.testing.assert_close(pad.encode(batch().inputs, batch().lengths, rows()), users[[1, 4]])
     torch.testing.assert_close(pad.catalogue(rows()), items)
@@ -97,24 +99,37 @@ def test_projector_activation_bends_the_last_layer(activation: bool) -> None:
     assert bool(vectors.min() < -0.17) is not activation  # the least value of GELU
 
 
+@BACKBONES
 @torch.no_grad()
-def test_bf16_weights_take_fp32_rows() -> None:
-    assert make(*EXPERTS).bfloat16()(batch(), rows()).mixture()[0].dtype == torch.bfloat16
+def test_bf16_weights_take_fp32_rows(backbone: str) -> None:
+    pad = make(*EXPERTS, config=CONFIG.model_copy(update={"backbone": backbone})).bfloat16()
+    assert pad(batch(), rows()).mixture()[0].dtype == torch.bfloat16
 
 
-def test_weights_start_xavier_normal_and_biases_at_zero() -> None:
-    pad = make("text", config=ModelConfig(dim=128))
-    linears = [m for m in pad.modules() if isinstance(m, nn.Linear)]
-    assert linears
-    for linear in linears:
-        expected = (2 / (linear.in_features + linear.out_features)) ** 0.5
-        assert abs(float(linear.weight.detach().std()) / expected - 1) < 0.1
-        assert linear.weight.abs().max() > 2.5 * expected  # a uniform draw ends at 1.73
-        assert linear.bias is None or not linear.bias.any()
+@BACKBONES
+@torch.no_grad()
+def test_weights_start_xavier_normal_and_biases_at_zero(backbone: str) -> None:
+    pad = make("text", config=ModelConfig.model_validate({"dim": 128, "backbone": backbone}))
+    layers = [m for m in pad.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.GRU)]
+    weights = [p for layer in layers for p in layer.parameters()]
+    assert len(weights) == sum(1 for p in pad.parameters()) - 2 * sum(
+        isinstance(m, nn.LayerNorm) for m in pad.modules()
+    )
+    for weight in weights:
+        if weight.dim() == 1:
+            assert not weight.any()
+            continue
+        field = weight[0, 0].numel()
+        expected = (2 / (weight.shape[1] * field + weight.shape[0] * field)) ** 0.5
+        if weight.numel() > 1000:
+            assert abs(float(weight.std()) / expected - 1) < 0.1
+            assert weight.abs().max() > 2.5 * expected  # a uniform draw ends at 1.73
 
 
-def test_every_weight_learns_from_the_mixture() -> None:
-    pad = make(*EXPERTS, config=CONFIG.model_copy(update={"positions": "end", "fusion": "concat"}))
+@BACKBONES
+def test_every_weight_learns_from_the_mixture(backbone: str) -> None:
+    config = CONFIG.model_copy(update={"positions": "end", "fusion": "concat", "backbone": backbone})
+    pad = make(*EXPERTS, config=config)
     users, items = pad(batch(), rows()).mixture()
     (users @ items.T).square().sum().backward()
     dead = [name for name, p in pad.named_parameters() if p.grad is None or not p.grad.any()]
