@@ -31,6 +31,7 @@ def told(system: System) -> dict[str, Any]:
     contexts = torch.tensor([1, 40])
     users = pad.encode(torch.arange(2), torch.ones(2, dtype=torch.int64), system.rows(contexts))
     values = {f"tables.{name}": table for name, table in rows.items() if name in ("id", "aligned")}
+    values["share"] = rows["share"]
     values |= {f"dense.{name}": value for name, value in pad.state_dict().items()}
     values["scores"] = users @ pad.catalogue(rows).T
     return {f"{system.stage}.{name}": np.array(value) for name, value in values.items()}

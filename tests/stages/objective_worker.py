@@ -15,6 +15,12 @@ from pad_dist.stages.parts import PARTS
 
 ITEMS, DIM, TEXT_DIM = 9, 8, 5
 CATALOGUE = 60
+LOSSES: dict[str, dict[str, object]] = {
+    "sampled_softmax": {},
+    "log-Q": {"negatives": 3, "in_batch": 1, "log_q": True},
+    "gbce": {"kind": "gbce", "negatives": 4},
+    "softmax": {"kind": "softmax"},
+}
 
 
 def config(**sections: object) -> Config:
@@ -28,11 +34,15 @@ def rows() -> Rows:
     generator = torch.Generator().manual_seed(3)
     tables = {name: torch.randn(ITEMS, DIM, generator=generator).requires_grad_() for name in ("id", "aligned")}
     text = torch.randn(ITEMS, TEXT_DIM, generator=generator)
-    return {**tables, "text": text, "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2, 9, 5])}
+    share = torch.tensor([0, 0.1, 0, 0.2, 0.1, 0.1, 0.2, 0.05, 0.25])
+    return {**tables, "text": text, "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2, 9, 5]), "share": share}
 
 
 def batch() -> Batch:
-    """Three sequences of 2, 3 and 1 positions with four shared negatives; item 30 is in no sample of MK-MMD."""
+    """Three sequences of 2, 3 and 1 positions with four shared negatives; item 30 is in no sample of MK-MMD.
+
+    With LOSSES' `negatives` of 3 the last negative is one in batch.
+    """
     return Batch(
         items=torch.tensor([0, 4, 9, 11, 12, 30, 41, 52, 60]),
         lengths=torch.tensor([2, 3, 1]),
@@ -65,9 +75,12 @@ def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | Non
     return StageObjective(pad, stage, settings, CATALOGUE, group).train()
 
 
-def values() -> dict[str, float]:
-    """This rank's value of every stage's loss."""
+def values() -> dict[tuple[str, str], float]:
+    """This rank's value of every stage's loss, {(loss, stage): value}."""
     return {
-        stage: objective(stage, config(), dist.group.WORLD)(part(batch(), dist.get_rank()), rows()).item()
+        (loss, stage): objective(stage, config(training={"loss": settings}), dist.group.WORLD)(
+            part(batch(), dist.get_rank()), rows()
+        ).item()
+        for loss, settings in LOSSES.items()
         for stage in STAGES
     }

@@ -1,5 +1,6 @@
-"""Twenty steps of each stage for several variants (ZeRO stage and precision, such as "2 bf16") in one launch.
+"""Twenty steps of each stage for several variants in one launch.
 
+A variant is ZeRO stage, precision and overrides, such as "2 bf16 model.backbone=caser".
 Rank 0 writes the losses as JSON: {variant: {stage: losses}}.
 """
 
@@ -15,7 +16,7 @@ from pad_dist.threads import limit_threads
 limit_threads()
 
 from pad_dist.config import STAGES, Config, StageName
-from pad_dist.config_file import parse_config
+from pad_dist.config_file import load_config
 from pad_dist.stages.parts import fingerprint, stage_dir
 from pad_dist.stages.system import build_system, initialise
 from pad_dist.stages.train import Trainer
@@ -48,15 +49,13 @@ def train_steps(config: Config, stage: StageName, ranks: Ranks) -> list[float]:
 
 
 def main(settings: str, target: str, *variants: str) -> None:
-    values = json.loads(Path(settings).read_text())
     losses: dict[str, dict[str, list[float]]] = {}
-    config = parse_config(values, settings)
-    with launched(config.training) as ranks:
-        for variant in variants:
-            zero, precision = variant.split()
-            training = values["training"] | {"zero_stage": int(zero), "precision": precision}
-            out = f"{values['out']}/{ranks.world_size} {variant}"
-            config = parse_config(values | {"training": training, "out": out}, settings)
+    base = load_config(settings)
+    with launched(base.training) as ranks:
+        for number, variant in enumerate(variants):
+            zero, precision, *overrides = variant.split()
+            overrides += [f"training.zero_stage={zero}", f"training.precision={precision}"]
+            config = load_config(settings, overrides, out=f"{base.out}/{ranks.world_size}-{number}")
             losses[variant] = {stage: train_steps(config, stage, ranks) for stage in STAGES}
         if ranks.is_first:
             Path(target).write_text(json.dumps(losses))

@@ -30,6 +30,9 @@ def histories(first: int, last: int, users: int) -> list[list[int]]:
     return [(first + rng.permutation(last - first + 1)[:8]).tolist() for _ in range(users)]
 
 
+SEQUENCES = histories(1, 20, 60) + histories(21, 40, 60)
+
+
 def texts(items: int) -> NDArray[np.float16]:
     """Items 1..20 and 42 read alike, so do 21..40 and the other new ones; row 0 zeros."""
     rng = np.random.default_rng(0)
@@ -51,17 +54,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "out": str(folder / "old"),
         "dataset": root,
         "model": {"dim": 16, "max_length": 8, "dropout": 0.0},
-        "training": {"batch_size": 16, "loss": {"negatives": 40}},
+        "training": {"batch_size": 16, "loss": {"negatives": 40, "log_q": True}},
         "pretrain": {"epochs": 12, "lr": 0.01, "weight_decay": 0.0},
         "align": stage,
         "disentangle": stage,
     }
     (folder / "run.yaml").write_text(json.dumps(settings))
-    sequences = histories(1, 20, 60) + histories(21, 40, 60)
-    publish_tiny(root, sequences, [[KNOWN, "a" * 64]])
+    publish_tiny(root, SEQUENCES, [[KNOWN, "a" * 64]])
     write_tiny_text(root, 6, rows=texts(KNOWN))
     work(folder, "train", "old", ranks=2)
-    publish_tiny(root, sequences, [[KNOWN, "a" * 64], [ITEMS, "b" * 64]])
+    publish_tiny(root, SEQUENCES, [[KNOWN, "a" * 64], [ITEMS, "b" * 64]])
     write_tiny_text(root, 6, rows=texts(ITEMS))
     return folder
 
@@ -97,6 +99,12 @@ def test_known_rows_and_dense_weights_are_those_of_the_earlier_run(folder: Path,
             np.testing.assert_array_equal(started[name][: KNOWN + 1], old[name], err_msg=name)
         elif ".dense." in name:
             np.testing.assert_array_equal(started[name], old[name], err_msg=name)
+
+
+def test_an_item_has_its_share_of_the_train_interactions_at_any_world_size(started: Arrays) -> None:
+    trained = np.bincount([item for history in SEQUENCES for item in history[:-2]], minlength=ITEMS + 1)
+    for stage in STAGES:
+        np.testing.assert_allclose(started[f"{stage}.share"], trained / trained.sum(), rtol=1e-6)
 
 
 def test_the_row_of_a_new_item_is_the_mean_of_the_items_that_read_like_it(started: Arrays) -> None:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from pad_dist.config import STAGES, StageName
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, sampled_softmax_sum
-from tests.stages.objective_worker import batch, config, objective, rows, values
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
+from tests.stages.objective_worker import CATALOGUE, LOSSES, batch, config, objective, rows, values
 from tests.support.ranks import run_ranks
-
-
-@pytest.mark.parametrize(("stage", "expert"), [("pretrain", "id"), ("align", "aligned")])
-def test_the_only_expert_of_a_stage_learns_the_mean_over_positions(stage: StageName, expert: str) -> None:
-    loss = objective(stage, config(align={"gamma": 0}))
-    output = loss.pad(batch(), rows())
-    expected = sampled_softmax_sum(output.users[expert], output.items[expert], batch()) / 6
-    torch.testing.assert_close(loss(batch(), rows()), expected)
 
 
 def test_bce_takes_its_own_negatives() -> None:
@@ -29,10 +22,19 @@ def test_bce_takes_its_own_negatives() -> None:
     torch.testing.assert_close(loss(paired, rows()), bce_sum(output.users["id"], output.items["id"], paired) / 6)
 
 
-def test_the_mixture_is_what_the_last_stage_learns() -> None:
-    loss = objective("disentangle", config())
-    output = loss.pad(batch(), rows())
-    torch.testing.assert_close(loss(batch(), rows()), sampled_softmax_sum(*output.mixture(), batch()) / 6)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_can_learn_from_every_loss(stage: StageName, loss: str) -> None:
+    expected = 3 / CATALOGUE + rows()["share"]  # three negatives are uniform, one is in batch
+    sums = {
+        "sampled_softmax": sampled_softmax_sum,
+        "log-Q": partial(sampled_softmax_sum, expected=expected),
+        "gbce": partial(gbce_sum, beta=gbce_beta(4, CATALOGUE, 0.75)),
+        "softmax": softmax_sum,
+    }
+    module = objective(stage, config(training={"loss": LOSSES[loss]}, align={"gamma": 0}))
+    mixture = module.pad(batch(), rows()).mixture()  # of one expert, where there is but one
+    torch.testing.assert_close(module(batch(), rows()), sums[loss](*mixture, batch()) / 6)
 
 
 def test_align_adds_gamma_times_the_discrepancy_of_projected_text_and_anchors() -> None:
@@ -111,8 +113,8 @@ def test_freeze_is_of_the_last_stage_alone(stage: StageName) -> None:
 
 
 def test_the_mean_of_the_ranks_values_is_the_loss_of_the_whole_batch() -> None:
-    ranks = run_ranks(values, 2)
-    for stage in STAGES:
-        whole = objective(stage, config())(batch(), rows()).item()
-        assert (ranks[0][stage] + ranks[1][stage]) / 2 == pytest.approx(whole, rel=1e-5), stage
-        assert ranks[0][stage] != pytest.approx(whole, rel=1e-2), stage
+    first, second = run_ranks(values, 2)
+    for loss, stage in first:
+        whole = objective(stage, config(training={"loss": LOSSES[loss]}))(batch(), rows()).item()
+        assert (first[loss, stage] + second[loss, stage]) / 2 == pytest.approx(whole, rel=1e-5), (loss, stage)
+        assert first[loss, stage] != pytest.approx(whole, rel=1e-2), (loss, stage)

@@ -16,33 +16,39 @@ from tests.support.tiny_text import write_tiny_text
 WORKER = Path(__file__).with_name("parity_worker.py")
 ROOT = Path(__file__).parents[2]
 Losses = dict[str, dict[str, list[float]]]
+IN_BATCH = "training.loss.in_batch=20 training.loss.log_q=true"
+OTHERS = [
+    "0 fp32 training.loss.kind=bce",
+    "0 fp32 training.loss.kind=gbce model.backbone=caser",
+    "0 fp32 training.loss.kind=softmax model.backbone=ligr",
+    f"3 fp32 {IN_BATCH} model.backbone=gru4rec model.blocks=2",
+]
+"""Each loss and each backbone once."""
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
-    """20 losses per recommendation loss and world size ("bce 2"), variant ("3 fp32") and stage."""
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Losses]:
+    """20 losses per world size, variant and stage."""
     folder = tmp_path_factory.mktemp("parity")
     dataset = write_tiny_dataset(folder / "dataset", random_sequences(45, 60, seed=1), 60)
     write_tiny_text(dataset, 12)
-    found = {}
-    for loss in ("sampled_softmax", "bce"):
-        settings = {
-            "name": "parity",
-            "out": str(folder / loss),
-            "dataset": dataset,
-            "model": {"dim": 16, "max_length": 8, "dropout": 0.0, "positions": "end"},
-            "training": {"batch_size": 8, "loss": {"kind": loss, "negatives": 30}},
-            # Small steps: what is compared is rounding, not how far training carries it.
-            "align": {"sparse_lr": 0.02},
-            "disentangle": {"expert_loss": 0.5, "sparse_lr": 0.02},
-        }
-        file = folder / f"{loss}.json"
-        file.write_text(json.dumps(settings))
-        every = [f"{zero} {precision}" for precision in ("fp32", "bf16") for zero in range(4)]
-        two_ranks = every if loss == "sampled_softmax" else ["0 fp32"]
-        for world_size, variants in ((1, ["0 fp32"]), (2, two_ranks)):
-            found[f"{loss} {world_size}"] = launch(world_size, file, folder / f"{loss}-{world_size}.json", variants)
-    return found
+    settings = {
+        "name": "parity",
+        "out": str(folder / "out"),
+        "dataset": dataset,
+        "model": {"dim": 16, "max_length": 8, "dropout": 0.0, "positions": "end"},
+        "training": {"batch_size": 8, "loss": {"negatives": 30}},
+        # Small steps: what is compared is rounding, not how far training carries it.
+        "align": {"sparse_lr": 0.02},
+        "disentangle": {"expert_loss": 0.5, "sparse_lr": 0.02},
+    }
+    file = folder / "run.json"
+    file.write_text(json.dumps(settings))
+    every = [f"{zero} {precision}" for precision in ("fp32", "bf16") for zero in range(4)]
+    return {
+        world_size: launch(world_size, file, folder / f"{world_size}.json", [*variants, *OTHERS])
+        for world_size, variants in ((1, ["0 fp32"]), (2, every))
+    }
 
 
 def launch(world_size: int, settings: Path, target: Path, variants: list[str]) -> Losses:
@@ -57,28 +63,32 @@ def launch(world_size: int, settings: Path, target: Path, variants: list[str]) -
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
-def test_two_ranks_under_any_zero_stage_take_the_steps_of_one(losses: dict[str, Losses], stage: str, zero: str) -> None:
-    one = losses["sampled_softmax 1"]["0 fp32"][stage]
-    two = losses["sampled_softmax 2"][f"{zero} fp32"][stage]
+def test_two_ranks_under_any_zero_stage_take_the_steps_of_one(losses: dict[int, Losses], stage: str, zero: str) -> None:
+    one = losses[1]["0 fp32"][stage]
+    two = losses[2][f"{zero} fp32"][stage]
     assert len(one) == 20
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
-def test_bf16_stays_near_fp32(losses: dict[str, Losses], stage: str, zero: str) -> None:
-    two = losses["sampled_softmax 2"]
+def test_bf16_stays_near_fp32(losses: dict[int, Losses], stage: str, zero: str) -> None:
+    two = losses[2]
     assert two[f"{zero} bf16"][stage] != two[f"{zero} fp32"][stage]
     np.testing.assert_allclose(two[f"{zero} bf16"][stage], two[f"{zero} fp32"][stage], rtol=0.03)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_one_negative_per_position_is_drawn_alike_on_one_and_two_ranks(losses: dict[str, Losses], stage: str) -> None:
-    np.testing.assert_allclose(losses["bce 2"]["0 fp32"][stage], losses["bce 1"]["0 fp32"][stage], rtol=1e-5)
+@pytest.mark.parametrize("variant", OTHERS)
+def test_two_ranks_take_the_steps_of_one_with_every_loss_and_backbone(
+    losses: dict[int, Losses], stage: str, variant: str
+) -> None:
+    np.testing.assert_allclose(losses[2][variant][stage], losses[1][variant][stage], rtol=1e-5)
 
 
-def test_the_losses_are_those_of_training(losses: dict[str, Losses]) -> None:
+@pytest.mark.parametrize("variant", ["0 fp32", *OTHERS])
+def test_the_losses_are_those_of_training(losses: dict[int, Losses], variant: str) -> None:
     # Equal losses prove nothing if the weights never move.
     for stage in ("pretrain", "align"):
-        curve = losses["sampled_softmax 1"]["0 fp32"][stage]
+        curve = losses[1][variant][stage]
         assert np.mean(curve[-5:]) < 0.9 * np.mean(curve[:5])
