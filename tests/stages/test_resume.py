@@ -28,13 +28,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return dataset
 
 
-def settings(dataset: str, out: Path, *, dropout: float = 0.0, **training: Any) -> dict[str, Any]:
+def settings(
+    dataset: str, out: Path, *, dropout: float = 0.0, backbone: str = "sasrec", **training: Any
+) -> dict[str, Any]:
     stage = {"epochs": 2, "sparse_lr": 0.02}
     return {
         "name": "resume",
         "out": str(out),
         "dataset": dataset,
-        "model": {"dim": 16, "max_length": 8, "dropout": dropout},
+        "model": {"dim": 16, "max_length": 8, "dropout": dropout, "backbone": backbone},
         "training": {"batch_size": 8, "loss": {"negatives": 30}, "save_every": 3, **training},
         "pretrain": stage,
         "align": stage,
@@ -53,27 +55,32 @@ def weights(out: Path, stage: str) -> dict[str, np.ndarray]:
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
-VARIANTS = [(zero, precision) for precision in ("fp32", "bf16") for zero in range(4)]
+VARIANTS = [(zero, precision, "sasrec") for precision in ("fp32", "bf16") for zero in range(4)]
+VARIANTS += [(0, "bf16", "caser"), (1, "fp32", "ligr"), (3, "fp32", "gru4rec")]
 
 
 def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_path: Path) -> None:
     whole, cut = (
         [
-            (settings(dataset, tmp_path / name / f"{z}{p}", dropout=0.2, zero_stage=z, precision=p), "pretrain")
-            for z, p in VARIANTS
+            (
+                settings(dataset, tmp_path / name / f"{z}{p}{b}", dropout=0.2, backbone=b, zero_stage=z, precision=p),
+                "pretrain",
+            )
+            for z, p, b in VARIANTS
         ]
         for name in ("whole", "cut")
     )
     expected = train(whole, 2)
     train(cut, 2, STOP)
     resumed = train(cut, 2)
-    for (zero, precision), there, here in zip(VARIANTS, expected, resumed, strict=True):
+    for variant, there, here in zip(VARIANTS, expected, resumed, strict=True):
+        zero, precision, backbone = variant
         assert sorted(there) == list(range(STEPS))
-        assert here == {step: there[step] for step in range(SAVED, STEPS)}, (zero, precision)
-        old, new = (weights(tmp_path / name / f"{zero}{precision}", "pretrain") for name in ("whole", "cut"))
+        assert here == {step: there[step] for step in range(SAVED, STEPS)}, variant
+        old, new = (weights(tmp_path / name / f"{zero}{precision}{backbone}", "pretrain") for name in ("whole", "cut"))
         assert old and old.keys() == new.keys()
         for name, value in old.items():
-            np.testing.assert_array_equal(new[name], value, err_msg=f"{zero} {precision} {name}")
+            np.testing.assert_array_equal(new[name], value, err_msg=f"{variant} {name}")
 
 
 def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, tmp_path: Path) -> None:
