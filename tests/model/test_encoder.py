@@ -20,7 +20,12 @@ FORMS: list[dict[str, Any]] = [
     dict(norm=norm, positions=p) for norm, p in itertools.product(("pre", "post"), ("end", "none"))
 ]
 OTHERS: list[dict[str, Any]] = [{"backbone": name} for name in ("ligr", "gru4rec", "caser")]
-FORMS += [*OTHERS, {"backbone": "ligr", "positions": "end"}, {"backbone": "caser", "caser": {"window": 3}}]
+FORMS += [
+    *OTHERS,
+    {"backbone": "ligr", "positions": "end"},
+    {"backbone": "gru4rec", "blocks": 1},
+    {"backbone": "caser", "caser": {"window": 3}},
+]
 WITHOUT_POSITIONS = pytest.mark.parametrize("form", [{}, *OTHERS], ids=["sasrec", "ligr", "gru4rec", "caser"])
 
 
@@ -92,10 +97,10 @@ def test_order_matters_without_positions(form: dict[str, Any]) -> None:
     assert not torch.allclose(encoder(x, torch.tensor([3]))[2], encoder(x[[1, 0, 2]], torch.tensor([3]))[2])
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("form", [{"norm": "pre"}, {"norm": "post"}, {"backbone": "ligr", "norm": "post"}])
 @torch.no_grad()
-def test_output_is_normalised(norm: str) -> None:
-    output = make(norm=norm)(vectors(4), torch.tensor([4]))
+def test_output_of_a_transformer_is_normalised(form: dict[str, Any]) -> None:
+    output = make(**form)(vectors(4), torch.tensor([4]))
     torch.testing.assert_close(output.mean(dim=1), torch.zeros(4, dtype=torch.float64))
 
 
