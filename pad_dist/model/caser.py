@@ -25,7 +25,7 @@ class Caser(nn.Module):
         self.horizontal = nn.ModuleList(
             nn.Conv1d(config.dim, caser.horizontal, height) for height in range(1, caser.window + 1)
         )
-        self.vertical = nn.Conv1d(1, caser.vertical, caser.window)
+        self.vertical = nn.Linear(caser.window, caser.vertical)
         self.dropout = nn.Dropout(config.dropout)
         self.hidden = nn.Linear(caser.horizontal * caser.window + caser.vertical * config.dim, config.dim)
         self.out = nn.Linear(config.dim, config.dim)
@@ -33,14 +33,14 @@ class Caser(nn.Module):
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """[P, D] item vectors end to end, lengths [B] -> [P, D] user vectors; see `build_encoder`."""
         jagged = Jagged(lengths, len(vectors), self.max_length)
-        grid = F.pad(jagged.padded(vectors).transpose(1, 2), (self.window - 1, 0))  # [B, D, W - 1 + L]
+        grid = F.pad(jagged.padded(vectors), (0, 0, self.window - 1, 0))  # [B, W - 1 + L, D]
         # Windows overlap, so a filter is applied once at each place, and the maximum slides over the results.
         features = [
-            F.max_pool1d(torch.relu(conv(grid)), self.window - height + 1, stride=1)
+            F.max_pool1d(torch.relu(conv(grid.transpose(1, 2))), self.window - height + 1, stride=1)
             for height, conv in enumerate(self.horizontal, start=1)
         ]
-        alike = self.vertical(grid.flatten(0, 1).unsqueeze(1))  # [B * D, V, L]: every dimension is a channel of its own
-        features.append(alike.unflatten(0, grid.shape[:2]).flatten(1, 2))
-        x = jagged.unpadded(torch.cat(features, dim=1).transpose(1, 2))
+        windows = [jagged.unpadded(grid[:, place : place + self.max_length]) for place in range(self.window)]
+        vertical = self.vertical(torch.stack(windows, dim=2)).flatten(1)  # [P, D * V]
+        x = torch.cat([jagged.unpadded(torch.cat(features, dim=1).transpose(1, 2)), vertical], dim=1)
         output: Tensor = self.out(torch.relu(self.hidden(self.dropout(x))))
         return output

@@ -126,7 +126,7 @@ def test_caser_convolves_the_window_of_each_position() -> None:
                 filters, bias = conv.weight.transpose(1, 2).flatten(1), conv.bias
                 places = [filters @ window[top : top + height].flatten() + bias for top in range(4 - height)]
                 features.append(torch.stack(places).relu().amax(0))
-            features.append((encoder.vertical.weight[:, 0] @ window + encoder.vertical.bias[:, None]).T.flatten())
+            features.append((encoder.vertical.weight @ window + encoder.vertical.bias[:, None]).T.flatten())
             expected.append(encoder.out(encoder.hidden(torch.cat(features)).relu()))
     torch.testing.assert_close(encoder(x, torch.tensor([5, 2])), torch.stack(expected))
 
