@@ -134,7 +134,9 @@ class LossConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind != "sampled_softmax" and (self.in_batch or self.log_q):
-            raise ValueError(f"in_batch and log_q belong to kind=sampled_softmax, not to {self.kind}: leave them out")
+            raise ValueError(
+                f"in_batch and log_q belong to kind=sampled_softmax: with {self.kind} leave them 0 and false"
+            )
         return self
 
 

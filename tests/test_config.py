@@ -108,7 +108,7 @@ def test_adamw_is_for_the_torch_backend_alone() -> None:
         ({"data": {"min_rating": 4}}, "data.min_rating needs data.columns.rating"),
         ({"model": {"dim": 10, "heads": 3}}, "model.heads must divide model.dim"),
         ({"training": {"loss": {"kind": "gbce", "in_batch": 8}}}, "in_batch and log_q belong to kind=sampled_softmax"),
-        ({"training": {"loss": {"kind": "softmax", "log_q": True}}}, "not to softmax: leave them out"),
+        ({"training": {"loss": {"kind": "softmax", "log_q": True}}}, "with softmax leave them 0 and false"),
     ],
 )
 def test_settings_that_need_one_another(values: dict[str, object], says: str) -> None:

@@ -48,7 +48,8 @@ def train_batches(
     so that it is never empty. `occurrences` counts the sample tables, [B, L + 1] with
     left padding, and the negatives: for bce a table of the same shape (one draw per
     item of the sample, the last one used for counting only), for shared negatives
-    the [K] ids (the uniform ones, then those in batch), counted on rank 0 alone. With
+    the [K] ids (the uniform ones, then those in batch), counted on rank 0 alone; the
+    catalogue of the full softmax is not drawn, and not counted. With
     `occurrence_share` < 1 only about that share of the items, another one each step,
     keeps its count; the others have 0.
 
@@ -63,7 +64,8 @@ def train_batches(
                 batch = _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0)
             else:
                 shared = _shared(dataset, rows, max_length, (seed, epoch, step), loss)
-                batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, float(rank == 0))
+                counted = float(rank == 0 and loss.kind != "softmax")
+                batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, counted)
             sampled = _sampled(batch.items, (seed, epoch, step), occurrence_share)
             yield replace(batch, occurrences=batch.occurrences * sampled)
 

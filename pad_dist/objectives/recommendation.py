@@ -110,8 +110,8 @@ def softmax_sum(users: Tensor, items: Tensor, batch: Batch, chunk_logits: int = 
 class _LogSumExp(torch.autograd.Function):
     """[P] log of the sum over items of exp <user, item>, `size` items at a time.
 
-    Forward keeps a running maximum and sum, backward computes each chunk's logits again: beside
-    users, items and their gradients only [P, size] is held.
+    Forward keeps a running log-sum-exp, backward computes each chunk's logits again: beside users,
+    items and their gradients only [P, size] is held.
     """
 
     @staticmethod
