@@ -34,7 +34,8 @@ PRETRAIN = str(ROOT / "launchers" / "pretrain.py")
 SETTINGS = {
     "name": "chaos",
     "model": {"dim": 32, "max_length": 8},
-    "training": {"batch_size": 32, "loss": {"negatives": 100}, "save_every": 3},
+    "training": {"batch_size": 32, "loss": {"negatives": 100}},
+    "checkpoint": {"every": 3},
     "pretrain": {"epochs": 30, "patience": 30},
 }
 

@@ -18,6 +18,7 @@ __all__ = [
     "STAGES",
     "AlignConfig",
     "CaserConfig",
+    "CheckpointConfig",
     "Config",
     "DataConfig",
     "DisentangleConfig",
@@ -187,10 +188,25 @@ class TrainingConfig(Section):
     """Gradient-norm clip of the dense part; 0 is off. The sparse tables are not clipped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = Field(20, ge=1)
-    save_every: int = Field(0, ge=0)
-    """Steps between checkpoints; 0: only where an epoch has been validated."""
     timeout_minutes: float = Field(30, gt=0)
     """A collective that takes longer ends the run."""
+
+
+class CheckpointConfig(Section):
+    """When and where training keeps its state; none of it changes what is trained."""
+
+    every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: only where an epoch has been validated."""
+    keep: int = Field(1, ge=1)
+    """Newest checkpoints that stay, beside the best one."""
+    resume: str = Field("auto", min_length=1)
+    """What a stage goes on from: `auto`, its newest whole checkpoint; `never`; or one checkpoint of it by its URL."""
+    asynchronous: bool = True
+    """Write while training goes on; false: training waits."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """After a save that failed (no space, a store that does not answer): end the run, or go on without it."""
+    root: str = ""
+    """Directory or fsspec URL for the stages' checkpoints of this run; defaults to `out`, where logs stay."""
 
 
 class EvaluationConfig(Section):
@@ -220,6 +236,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     sparse: SparseConfig = SparseConfig()
     training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     pretrain: StageConfig = StageConfig()
     align: AlignConfig = AlignConfig()
     disentangle: DisentangleConfig = DisentangleConfig()
@@ -251,7 +268,7 @@ class Config(Section):
     @classmethod
     def _out_is_a_folder(cls, out: str) -> str:
         if "://" in out:
-            raise ValueError(f"{out} is a URL, checkpoints need a local or shared folder; `dataset` may be a URL")
+            raise ValueError(f"{out} is a URL, logs need a folder; `dataset` and `checkpoint.root` may be URLs")
         return out
 
     def stage(self, name: StageName) -> StageConfig:

@@ -11,7 +11,7 @@ from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
 from pad_dist.evaluation.report import console, metrics_table
-from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, stage_dir
+from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, other_settings, stage_dir
 from pad_dist.stages.train import train_stage
 from pad_dist.stages.trained_on import other_version
 from pad_dist.training.ranks import Ranks, launched
@@ -53,5 +53,6 @@ def _nothing_trained(config: Config, config_path: str) -> UserError:
     again, dataset = command(config_path, STAGES[0]), Dataset.open(config.dataset)
     return UserError(
         other_version(f"{stage_dir(config, STAGES[0])}/result.json", dataset, again)
-        or f"no stage in {config.out} is trained with these settings and data: run `{again}` first"
+        or f"no stage in {config.out} is trained with these settings and data{other_settings(config, STAGES[0])}: run "
+        f"`{again}` first"
     )

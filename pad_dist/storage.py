@@ -55,6 +55,25 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def names(url: str) -> list[str]:
+    """Names of what lies in a directory; none where there is no directory."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache(path)  # other ranks and runs write there too
+    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)) if fs.isdir(path) else []
+
+
+def sync(url: str) -> None:
+    """Have a local file and its directory on disk, so that they outlive a crash of the machine."""
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        for place in (path, os.path.dirname(path)):
+            opened = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
+
+
 def read_bytes(url: str) -> bytes:
     """Whole content of one file.
 

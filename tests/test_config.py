@@ -50,8 +50,8 @@ def test_the_dataset_follows_out_unless_it_is_given() -> None:
     assert parse_config({"name": "x", "out": "o", "dataset": "s3://b/d"}, "c").dataset == "s3://b/d"
 
 
-def test_out_at_a_url_is_refused_since_checkpoints_are_plain_files() -> None:
-    with pytest.raises(UserError, match=r"out: s3://b/o is a URL, checkpoints need a local or shared folder"):
+def test_out_at_a_url_is_refused_since_logs_are_plain_files() -> None:
+    with pytest.raises(UserError, match=r"out: s3://b/o is a URL, logs need a folder"):
         parse_config({"name": "x", "out": "s3://b/o"}, "c")
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,14 +64,6 @@ class Tables(ABC):
     def weights(self) -> list[Part]:
         """The parts of the tables themselves."""
         return [part for part in self.parts() if part.name in self.spec.names]
-
-    @abstractmethod
-    def state(self) -> Mapping[str, Any]:
-        """{table: weights} as torch.distributed.checkpoint takes and fills them."""
-
-    @abstractmethod
-    def optimizer_state(self) -> Mapping[str, Any]:
-        """{"<table>.<state>": tensor} of the fused optimizers, in the same form; none before the first step."""
 
     @abstractmethod
     def set_lr(self, lr: float) -> None:

@@ -27,14 +27,6 @@ class TorchTables(Tables):
                 found.append(Part(key, value, (0,) * value.ndim, tuple(value.shape), table.is_dense))
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        return {name: table.weight.data for name, table in self._tables.items()}
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": value for name, table in self._tables.items() for key, value in table.optimizer_state()
-        }
-
     def set_lr(self, lr: float) -> None:
         for table in self._tables.values():
             table.set_lr(lr)

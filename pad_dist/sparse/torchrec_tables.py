@@ -72,18 +72,14 @@ class TorchRecTables(Tables):
         return {name: rows.values() for name, rows in self._collection(features).items()}
 
     def parts(self) -> list[Part]:
+        arrays = {key.split(".")[1]: weights for key, weights in self._collection.state_dict().items()}
+        for state in self._collection.fused_optimizer.state_dict()["state"].values():
+            arrays |= state
         return [
             Part(name, shard.tensor.detach(), tuple(shard.metadata.shard_offsets), tuple(array.metadata().size))
-            for name, array in {**self.state(), **self.optimizer_state()}.items()
+            for name, array in arrays.items()
             for shard in array.local_shards()
         ]
-
-    def state(self) -> dict[str, Any]:
-        return {key.split(".")[1]: weights for key, weights in self._collection.state_dict().items()}
-
-    def optimizer_state(self) -> dict[str, Any]:
-        states = self._collection.fused_optimizer.state_dict()["state"]
-        return {name: value for state in states.values() for name, value in state.items()}
 
     def set_lr(self, lr: float) -> None:
         for group in self._collection.fused_optimizer.param_groups:

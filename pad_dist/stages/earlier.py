@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pad_dist import storage
@@ -28,7 +27,7 @@ class Earlier:
         config: its settings, as plain values.
     """
 
-    path: Path
+    path: str
     fingerprint: str
     dataset: Record
     config: dict[str, Any]
@@ -45,12 +44,13 @@ def earlier(config: Config, stage: StageName) -> Earlier:
     Raises:
         UserError: that run has not trained it to its end.
     """
-    folder = f"{config.continue_from}/{stage}"
-    if not storage.exists(f"{folder}/result.json"):
+    result = f"{config.continue_from}/{stage}/result.json"
+    if not storage.exists(result):
         raise UserError(
             f"continue_from={config.continue_from} has no {stage} stage that was trained to its end: {_OUT}"
         )
-    path = best_checkpoint(folder, f"launchers/{stage}.py")
+    root = storage.read_json(result)["checkpoint_root"] or config.continue_from
+    path = best_checkpoint(f"{root}/{stage}", f"launchers/{stage}.py")
     meta = checkpoint_meta(path)
     if not isinstance(meta["dataset"], dict):
         raise UserError(f"{path} does not tell the item map that it was trained on: {_OUT}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pad_dist import storage
 from pad_dist.config import Config, ExpertName, StageName
@@ -66,6 +67,11 @@ def stage_dir(config: Config, stage: StageName) -> str:
     return f"{config.out}/{stage}"
 
 
+def checkpoint_dir(config: Config, stage: StageName) -> str:
+    """Where the checkpoints of a stage lie."""
+    return f"{config.checkpoint.root or config.out}/{stage}"
+
+
 def command(config_path: str, stage: StageName) -> str:
     """The command that trains a stage."""
     return f"deepspeed launchers/{stage}.py --config {config_path}"
@@ -88,7 +94,7 @@ def check_ready(config: Config, stage: StageName, config_path: str) -> None:
             raise UserError(
                 other_version(f"{stage_dir(config, before)}/result.json", dataset, again)
                 or f"{stage} needs a trained {before} stage in {stage_dir(config, before)} with these settings and "
-                f"data: run `{again}` first"
+                f"data{other_settings(config, before)}: run `{again}` first"
             )
 
 
@@ -98,32 +104,67 @@ def is_trained(config: Config, stage: StageName) -> bool:
     return storage.exists(result) and storage.read_json(result)["fingerprint"] == fingerprint(config, stage)
 
 
+def other_settings(config: Config, stage: StageName) -> str:
+    """What differs where the stage was trained to its end with other settings, in brackets; "" where it was not."""
+    result = f"{stage_dir(config, stage)}/result.json"
+    if not storage.exists(result):
+        return ""
+    return f" (there: {differences(storage.read_json(result)['made_from'], made_from(config, stage))})"
+
+
 def evaluation_mark(config: Config, stage: StageName) -> str:
     """Hex digest of all that determines the stage's evaluation."""
     return f"{fingerprint(config, stage)}-{config.evaluation.cold_max_frequency}"
 
 
 def fingerprint(config: Config, stage: StageName) -> str:
-    """Hex digest of all that determines the stage's result: settings, data, and the stages it starts from.
+    """Hex digest of all that determines the stage's result: settings, data, and the stages it starts from."""
+    return hashlib.sha256(json.dumps(made_from(config, stage), sort_keys=True).encode()).hexdigest()
 
-    Where it runs (world_size, device, logging, memory) does not enter.
+
+def made_from(config: Config, stage: StageName) -> dict[str, Any]:
+    """All that determines the stage's result, as JSON values by config key.
+
+    Where it runs (world_size, device, logging, memory, checkpoints) does not enter.
     """
     dataset = Dataset.open(config.dataset)
     text = None
     if reads_text(config, stage, dataset):
-        text = [text_manifest(dataset.url, config.text).content_hash(), config.text.center]
-    settings = {
+        text = {"vectors": text_manifest(dataset.url, config.text).content_hash(), "center": config.text.center}
+    return {
         "seed": config.seed,
         "dataset": dataset.content_hash,
         "text": text,
-        "model": config.model.model_dump(),
-        "sparse": config.sparse.model_dump(exclude={"backend", "sharding", "memory_gib"}),
+        "model": config.model.model_dump(mode="json"),
+        "sparse": config.sparse.model_dump(mode="json", exclude={"backend", "sharding", "memory_gib"}),
         "training": config.training.model_dump(
-            exclude={"world_size", "zero_stage", "device", "log_every", "save_every", "timeout_minutes"}
+            mode="json", exclude={"world_size", "zero_stage", "device", "log_every", "timeout_minutes"}
         ),
-        "validate_every": config.evaluation.every,
-        "stage": config.stage(stage).model_dump(),
-        "before": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
-        "continues": earlier(config, stage).fingerprint if config.continue_from else None,
+        "evaluation": {"every": config.evaluation.every},
+        stage: config.stage(stage).model_dump(mode="json"),
+        "starts from": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
+        "continue_from": earlier(config, stage).fingerprint if config.continue_from else None,
     }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two nested dicts, "" if nothing does.
+
+    >>> differences({"seed": 7, "model": {"dim": 64, "heads": 2}}, {"seed": 7, "model": {"dim": 128, "heads": 2}})
+    'model.dim: 64 -> 128'
+    """
+    old, new = _flat(before), _flat(now)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return ", ".join(f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _short(value: Any) -> str:
+    """A digest by its first digits."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,9 +20,19 @@ from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import Tables, TableSpec, build_tables
 from pad_dist.sparse.text_rows import TextRows
 from pad_dist.stages.earlier import earlier
-from pad_dist.stages.parts import MAIN_SCORER, PARTS, command, fingerprint, inherits, needs_text, stage_dir
+from pad_dist.stages.parts import (
+    MAIN_SCORER,
+    PARTS,
+    checkpoint_dir,
+    command,
+    differences,
+    inherits,
+    made_from,
+    needs_text,
+    stage_dir,
+)
 from pad_dist.stages.trained_on import other_version
-from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta, load_dense, load_first_rows, load_tables
+from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta, load_dense, load_first_rows, load_parts
 from pad_dist.training.ranks import Ranks
 
 
@@ -98,11 +107,10 @@ def initialise(system: System) -> None:
         _continue(system)
     else:
         system.tables.initialise(seed=config.seed, std=config.sparse.init_std)
-    weights = system.tables.state()
     dense = system.pad.state_dict()
     for source, there, here in inherits(config, system.stage):
         path = _checkpoint(config, source)
-        load_tables(path, {there: weights[here]})
+        load_parts(path, [replace(part, name=there) for part in system.tables.weights() if part.name == here])
         # Fusion and projector of a new aligned expert are not in the source: they stay as they are.
         for name, value in load_dense(path).items():
             if name.startswith(f"experts.{there}."):
@@ -132,19 +140,20 @@ def load_trained(config: Config, stage: StageName, ranks: Ranks) -> System:
     return system
 
 
-def load_weights(system: System, path: Path) -> None:
+def load_weights(system: System, path: str) -> None:
     """Take the weights of a checkpoint of the same stage. Collective."""
-    load_tables(path, system.tables.state())
+    load_parts(path, system.tables.weights())
     system.pad.load_state_dict(load_dense(path))
 
 
-def _checkpoint(config: Config, stage: StageName) -> Path:
+def _checkpoint(config: Config, stage: StageName) -> str:
     again = command("CONFIG", stage)
-    path = best_checkpoint(stage_dir(config, stage), again)
-    if checkpoint_meta(path)["fingerprint"] != fingerprint(config, stage):
+    path = best_checkpoint(checkpoint_dir(config, stage), again)
+    other = differences(checkpoint_meta(path)["made_from"], made_from(config, stage))
+    if other:
         raise UserError(
             other_version(f"{stage_dir(config, stage)}/result.json", Dataset.open(config.dataset), again)
-            or f"{path} was trained with other settings than this run's: run `{again}` or use another --out"
+            or f"{path} was trained with other settings than this run's ({other}): run `{again}` or use another --out"
         )
     return path
 

@@ -1,11 +1,10 @@
-"""Train one stage on this rank: build, inherit, fit, keep the best."""
+"""Train one stage on this rank: build, inherit or resume, fit, keep the best."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,22 +18,20 @@ from pad_dist.data.hashing import DROPOUT, hash_ids
 from pad_dist.data.loader import train_batches
 from pad_dist.data.order import steps_per_epoch
 from pad_dist.environment import environment
+from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.parts import fingerprint, stage_dir
+from pad_dist.stages.parts import checkpoint_dir, fingerprint, made_from, stage_dir
+from pad_dist.stages.resume import checkpoint_to_resume
 from pad_dist.stages.system import System, build_system, initialise, load_weights
 from pad_dist.stages.trained_on import record
-from pad_dist.training.checkpoint import (
-    checkpoint_meta,
-    load_optimizer,
-    load_tables,
-    newest_whole_checkpoint,
-    save_checkpoint,
-)
+from pad_dist.training.checkpoint import checkpoint_meta, load_optimizer, load_parts
 from pad_dist.training.engine import build_engine, full_state, load_optimizer_state, optimizer_state
+from pad_dist.training.lock import locked
 from pad_dist.training.loop import Best, Metrics, Progress, Schedule, fit
 from pad_dist.training.metrics import Recorder
 from pad_dist.training.ranks import Ranks
+from pad_dist.training.saving import Saver
 
 Validate = Callable[[System, Pad], Metrics]
 """Validation metrics of a system whose dense weights are those of the given module."""
@@ -44,16 +41,31 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
     """Train a stage to early stopping; leave its best checkpoint and `result.json` in `<out>/<stage>`.
 
     A run that was killed goes on from its newest whole checkpoint, at any world size, and gives what it would have.
+
+    Raises:
+        UserError: another run writes there; see `checkpoint_to_resume` and `Saver.save`.
     """
-    mark = fingerprint(config, stage)
     system = build_system(config, stage, ranks)
-    kept = _kept(config, stage, mark, ranks)
+    directories = {stage_dir(config, stage), checkpoint_dir(config, stage)}
+    with locked(sorted(directories), config.name, ranks):
+        return _train(system, validate)
+
+
+def _train(system: System, validate: Validate) -> Best:
+    config, stage, ranks = system.config, system.stage, system.ranks
+
+    def say(text: str) -> None:
+        if ranks.is_first:
+            print(f"[{stage}] {text}", flush=True)
+
+    kept = checkpoint_to_resume(config, stage, ranks, say)
     if kept is None:
         initialise(system)
     else:
         load_weights(system, kept)
     scoring = copy.deepcopy(system.pad).eval()
-    trainer = Trainer(system)
+    saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
+    trainer = Trainer(system, saver.keep)
     start = trainer.restore(kept) if kept else None
 
     def scoring_weights() -> dict[str, Tensor]:
@@ -65,22 +77,35 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
         return validate(system, scoring)
 
     result = f"{stage_dir(config, stage)}/result.json"
+    about = {"made_from": made_from(config, stage), "fingerprint": fingerprint(config, stage)}
+    about |= {"dataset": record(system.dataset)}
+    bests = Bests(start.best if start else None)
 
-    def save(progress: Progress) -> None:
+    def save(progress: Progress) -> Best:
         if ranks.is_first:
             storage.remove(result)
-        meta = {"fingerprint": mark, "stage": stage, "progress": asdict(progress)}
-        meta |= {"config": config.model_dump(mode="json"), "dataset": record(system.dataset)}
-        save_checkpoint(
-            stage_dir(config, stage),
+        saver.finish()
+        progress = replace(progress, best=bests.whole(progress.best, saver.lost))
+        saver.save(
             progress.step,
+            parts=system.tables.parts(),
             dense=scoring_weights(),
             optimizer=trainer.optimizer_state() if progress.step else {},
-            tables={**system.tables.state(), **system.tables.optimizer_state()},
             best=progress.best.step,
-            meta=meta,
-            ranks=ranks,
+            meta={
+                **about,
+                "stage": stage,
+                "progress": asdict(progress),
+                "config": config.model_dump(mode="json"),
+                "sharding": config.sparse.sharding,
+            },
         )
+        return progress.best
+
+    def step(number: int, batch: Batch) -> Tensor:
+        loss = trainer.step(number, batch)
+        saver.poll()
+        return loss
 
     training = config.training
     schedule = Schedule(
@@ -89,10 +114,10 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
         steps_per_epoch(system.dataset.users, training.batch_size),
         config.evaluation.every,
         training.log_every,
-        training.save_every,
+        config.checkpoint.every,
     )
     start_step = start.step if start else None
-    with Recorder(stage, stage_dir(config, stage), speaks=ranks.is_first, start_step=start_step) as recorder:
+    with saver, Recorder(stage, stage_dir(config, stage), speaks=ranks.is_first, start_step=start_step) as recorder:
         recorder.say(
             f"{system.dataset.users:,} users, {system.dataset.items:,} items, {schedule.steps_per_epoch} steps of "
             f"{training.batch_size} sequences per epoch, {ranks.world_size} rank(s) on {ranks.device.type}"
@@ -103,22 +128,48 @@ def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Valida
             schedule,
             start=start,
             batches=trainer.batches,
-            train_step=trainer.step,
+            train_step=step,
             set_lr_scale=trainer.set_lr_scale,
             validate=validate_now,
             save=save,
             recorder=recorder,
         )
+        saver.finish()
+        best = bests.whole(best, saver.lost)
     if ranks.is_first:
         found = {"epoch": best.epoch, "valid": best.metrics, "environment": environment(ranks.world_size)}
-        storage.write_json(result, {"fingerprint": mark, "dataset": record(system.dataset), **found})
+        storage.write_json(result, {**about, "checkpoint_root": config.checkpoint.root, **found})
     return best
+
+
+class Bests:
+    """The best validation whose checkpoint was written: a save may fail and training go on."""
+
+    def __init__(self, best: Best | None) -> None:
+        self._last = self._whole = best
+
+    def whole(self, best: Best, lost: set[int]) -> Best:
+        """`best`, or the last one that was written if its save has failed.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._last is not None and self._last.step not in lost:
+            self._whole = self._last
+        if best.step in lost:
+            if self._whole is None:
+                raise UserError("no checkpoint could be written, so that there is nothing to go on from: see above")
+            best = self._whole
+        self._last = best
+        return best
 
 
 class Trainer:
     """One training step of a stage, and the batches for it."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, before_change: Callable[[Tensor], None] = lambda items: None) -> None:
+        """`before_change` is told the items [U] of each step before their rows change; collective."""
+        self._before_change = before_change
         config, ranks = system.config, system.ranks
         self._system = system
         self._stage = config.stage(system.stage)
@@ -127,7 +178,7 @@ class Trainer:
         self._engine = build_engine(self.objective, _parameter_groups(system), config.training)
         self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
 
-    def restore(self, path: Path) -> Progress:
+    def restore(self, path: str) -> Progress:
         """Go on from a checkpoint whose weights the system has taken already. Collective."""
         values = checkpoint_meta(path)["progress"]
         progress = Progress(**values | {"best": Best(**values["best"])})
@@ -136,7 +187,8 @@ class Trainer:
             self.set_lr_scale(0.0)
             self.step(0, next(self.batches(1)))
             load_optimizer_state(self._engine, load_optimizer(path))
-            load_tables(path, self._system.tables.optimizer_state())
+            tables = self._system.tables
+            load_parts(path, [part for part in tables.parts() if part.name not in tables.spec.names])
         return progress
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -166,6 +218,7 @@ class Trainer:
         torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([rank]))[0]) >> 1)
         batch = self._system.to_device(batch)
         loss = self._engine(batch, self._system.rows(batch.items))
+        self._before_change(batch.items)
         self._engine.backward(loss)
         self._engine.step()
         return self._system.ranks.sum(loss.detach().float()) / self._system.ranks.world_size
@@ -175,17 +228,6 @@ class Trainer:
         self._system.tables.set_lr(self._stage.sparse_lr * scale)
         for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * scale
-
-
-def _kept(config: Config, stage: StageName, mark: str, ranks: Ranks) -> Path | None:
-    """The checkpoint to go on from: the newest whole one with these settings and data, the same on every rank."""
-
-    def find() -> str:
-        path = newest_whole_checkpoint(stage_dir(config, stage), lambda text: print(f"[{stage}] {text}", flush=True))
-        return str(path) if path and checkpoint_meta(path)["fingerprint"] == mark else ""
-
-    found = ranks.from_first(find)
-    return Path(found) if found else None
 
 
 def _parameter_groups(system: System) -> list[dict[str, Any]]:

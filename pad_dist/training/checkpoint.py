@@ -1,196 +1,200 @@
-"""Checkpoints of a stage: all that training goes on from, and COMPLETE written last.
+"""What a checkpoint of a stage is: all that training goes on from, and COMPLETE written last.
 
-A checkpoint holds the dense weights, the optimizer's fp32 weights and moments, the
-tables with the state of their fused optimizers, and where training stands. Nothing
-in it depends on the world size or the ZeRO stage that wrote it. Everything is
-safetensors or JSON; nothing is unpickled. Tables are saved and loaded shard by
-shard through torch.distributed.checkpoint.
+A checkpoint is a directory `step-<step>` at any fsspec URL:
+
+    dense.safetensors         the dense weights, whole
+    optimizer.safetensors     the dense optimizer's fp32 weights and moments, whole
+    tables-<rank>.safetensors each rank's parts of the tables and of their optimizers' state (`shard_files`)
+    COMPLETE                  JSON: what is in those files, with sizes and checksums, and where training stands
+
+Nothing in it depends on the world size or the ZeRO stage that wrote it. Everything is
+safetensors or JSON; nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import shutil
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save_file
-from torch import Size, Tensor
-from torch.distributed.checkpoint import (
-    ChunkStorageMetadata,
-    DefaultLoadPlanner,
-    LoadPlan,
-    TensorStorageMetadata,
-    WriteItem,
-)
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
 
 from pad_dist import storage
 from pad_dist.errors import UserError
 from pad_dist.sparse.tables import Part
-from pad_dist.training.ranks import Ranks
+from pad_dist.training.shard_files import DamagedFile, SavedPart, check_header, read_blocks, read_parts
 
+FORMAT = 1
+"""Of what a checkpoint holds and how."""
 _COMPLETE = "COMPLETE"
+_LIBRARIES = ("torch", "torchrec", "deepspeed")
 
 
-def save_checkpoint(
-    stage_dir: str,
-    step: int,
-    *,
-    dense: dict[str, Tensor],
-    optimizer: dict[str, Tensor],
-    tables: Mapping[str, Any],
-    best: int,
-    meta: dict[str, Any],
-    ranks: Ranks,
-) -> None:
-    """Write `<stage_dir>/step-<step>`, then remove all others but that of step `best`. Collective."""
-    path = _place(stage_dir, step)
-    if ranks.is_first:
-        shutil.rmtree(path, ignore_errors=True)
-        (path / "tables").mkdir(parents=True)
-        for name, values in (("dense", dense), ("optimizer", optimizer)):
-            whole = {key: value.contiguous().cpu() for key, value in values.items()}
-            save_file(whole, path / f"{name}.safetensors")
-    ranks.barrier()
-    _quiet_save(tables, path / "tables", ranks)
-    ranks.barrier()
-    if ranks.is_first:
-        storage.write_json(str(path / _COMPLETE), meta | {"step": step, "best": best, "files": _sizes(path)})
-        for other in Path(stage_dir).glob("step-*"):
-            if other not in (path, _place(stage_dir, best)):
-                shutil.rmtree(other)
-    ranks.barrier()
+def versions() -> dict[str, str]:
+    """The libraries whose state a checkpoint holds."""
+    return {name: metadata.version(name) for name in _LIBRARIES}
 
 
-def best_checkpoint(stage_dir: str, made_by: str) -> Path:
+def place(directory: str, step: int) -> str:
+    """Where the checkpoint of a step lies in the directory of its stage."""
+    return storage.join(directory, f"step-{step:09d}")
+
+
+def clear(path: str) -> None:
+    """Make an empty directory."""
+    storage.remove(path)
+    fs, folder = storage.filesystem(path)
+    fs.makedirs(folder, exist_ok=True)
+
+
+def file_record(path: str, name: str, content: bytes | None = None) -> dict[str, int]:
+    """Bytes of a file, and its checksum if it was written whole (that of tables is with their parts)."""
+    fs, folder = storage.filesystem(storage.join(path, name))
+    return {"bytes": fs.size(folder)} | ({} if content is None else {"crc": zlib.crc32(content)})
+
+
+def complete(path: str, meta: dict[str, Any], written: Iterable[dict[str, Any]]) -> None:
+    """Write COMPLETE: from now on this is a checkpoint."""
+    written = list(written)
+    files = {name: record for rank in written for name, record in rank["files"].items()}
+    parts = [part for rank in written for part in rank["parts"]]
+    known = {"format": FORMAT, "versions": versions(), "files": files, "parts": parts}
+    storage.write_json(storage.join(path, _COMPLETE), meta | known)
+    storage.sync(storage.join(path, _COMPLETE))
+
+
+def retain(directory: str, newest: int, count: int) -> None:
+    """Remove all checkpoints but the `count` newest up to step `newest`, and the best of each."""
+    kept = [step for step in complete_steps(directory) if step <= newest][:count]
+    best = {checkpoint_meta(place(directory, step))["best"] for step in kept}
+    for name in storage.names(directory):
+        if name.startswith("step-") and int(name.removeprefix("step-")) not in {*kept, *best}:
+            storage.remove(storage.join(directory, name))
+
+
+def complete_steps(directory: str) -> list[int]:
+    """Steps of the complete checkpoints, the newest first."""
+    steps = (int(name.removeprefix("step-")) for name in storage.names(directory) if name.startswith("step-"))
+    return sorted((s for s in steps if storage.exists(storage.join(place(directory, s), _COMPLETE))), reverse=True)
+
+
+def best_checkpoint(directory: str, made_by: str) -> str:
     """The checkpoint that validation selected.
 
     Raises:
         UserError: there is none; `made_by` is the command that makes one.
     """
-    complete = _complete(stage_dir)
-    if not complete:
-        raise UserError(f"{stage_dir} holds no complete checkpoint: run `{made_by}` first")
-    return _place(stage_dir, checkpoint_meta(complete[0])["best"])
+    steps = complete_steps(directory)
+    if not steps:
+        raise UserError(f"{directory} holds no complete checkpoint: run `{made_by}` first")
+    return place(directory, checkpoint_meta(place(directory, steps[0]))["best"])
 
 
-def newest_whole_checkpoint(stage_dir: str, say: Callable[[str], None]) -> Path | None:
-    """The newest complete checkpoint whose files are as long as they were, and so is that of its best step.
+def checkpoint_meta(path: str) -> dict[str, Any]:
+    """What was recorded when the checkpoint was completed.
 
-    `say` is told which ones are passed over.
+    Raises:
+        DamagedFile: it is incomplete.
+        UserError: it has another format.
     """
-    for path in _complete(stage_dir):
-        best = _place(stage_dir, checkpoint_meta(path)["best"])
-        damaged = [name for place in {path, best} for name in _damaged(place)]
-        if not damaged:
-            return path
-        say(f"{path} is passed over, damaged: {', '.join(damaged)}")
-    return None
+    url = storage.join(path, _COMPLETE)
+    if not storage.exists(url):
+        raise DamagedFile(f"{path} is no complete checkpoint: it has no {_COMPLETE}")
+    try:
+        meta: dict[str, Any] = storage.read_json(url)
+    except UserError as error:
+        raise DamagedFile(str(error)) from None
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has the checkpoint format {meta.get('format')}, this pad-dist reads {FORMAT}: use the version "
+            "of pad-dist that wrote it, or set checkpoint.resume=never to train from the beginning"
+        )
+    return meta
 
 
-def _complete(stage_dir: str) -> list[Path]:
-    """Complete checkpoints, the newest first."""
-    return sorted((path.parent for path in Path(stage_dir).glob(f"step-*/{_COMPLETE}")), reverse=True)
+def wrong_sizes(path: str) -> list[str]:
+    """Files that are missing or not as long as they were."""
+    wrong = []
+    for name, record in checkpoint_meta(path)["files"].items():
+        fs, file = storage.filesystem(storage.join(path, name))
+        if not fs.exists(file) or fs.size(file) != record["bytes"]:
+            wrong.append(storage.join(path, name))
+    return wrong
 
 
-def _place(stage_dir: str, step: int) -> Path:
-    return Path(stage_dir) / f"step-{step:09d}"
+def damaged(path: str, share: int = 0, of: int = 1) -> list[str]:
+    """Read every file of a checkpoint, or each `of`-th from `share` on; why each damaged one is."""
+    meta, found = checkpoint_meta(path), []
+    for name in sorted(meta["files"])[share::of]:
+        try:
+            if "crc" in meta["files"][name]:
+                _content(path, name, meta)
+                continue
+            parts = [part for part in _parts(meta) if part.file == name]
+            check_header(path, parts)
+            for part in parts:
+                for _ in read_blocks(path, part):
+                    pass
+        except DamagedFile as error:
+            found.append(str(error))
+    return found
 
 
-def _sizes(path: Path) -> dict[str, int]:
-    files = (file for file in path.rglob("*") if file.is_file() and file.name != _COMPLETE)
-    return {str(file.relative_to(path)): file.stat().st_size for file in sorted(files)}
-
-
-def _damaged(path: Path) -> list[str]:
-    if not (path / _COMPLETE).exists():
-        return [f"{path}/{_COMPLETE}"]
-    there, wanted = _sizes(path), checkpoint_meta(path)["files"]
-    return [f"{path}/{name}" for name, size in wanted.items() if there.get(name) != size]
-
-
-def checkpoint_meta(path: Path) -> dict[str, Any]:
-    """What was recorded when the checkpoint was completed."""
-    return dict(storage.read_json(str(path / _COMPLETE)))
-
-
-def load_dense(path: Path) -> dict[str, Tensor]:
+def load_dense(path: str) -> dict[str, Tensor]:
     """Dense state of a checkpoint."""
-    return load_file(path / "dense.safetensors")
+    return _whole(path, "dense.safetensors")
 
 
-def load_optimizer(path: Path) -> dict[str, Tensor]:
+def load_optimizer(path: str) -> dict[str, Tensor]:
     """The dense optimizer's state of a checkpoint."""
-    return load_file(path / "optimizer.safetensors")
+    return _whole(path, "optimizer.safetensors")
 
 
-def load_tables(path: Path, tables: Mapping[str, Any]) -> None:
-    """Fill tables in place from {name in the checkpoint: weights}. Collective."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.load(dict(tables), storage_reader=HuggingFaceStorageReader(str(path / "tables")))
+def load_parts(path: str, parts: Iterable[Part]) -> None:
+    """Fill parts in place from the arrays of their names in a checkpoint, each rank its own.
 
-
-def load_first_rows(path: Path, parts: Iterable[Part], rows: int) -> None:
-    """Fill rows 0..rows-1 of tables in place from the tables of `rows` rows in a checkpoint. Collective.
-
-    Each rank reads what its parts hold of them and leaves their later rows alone.
+    Raises:
+        UserError: see `read_parts`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.load({}, storage_reader=HuggingFaceStorageReader(str(path / "tables")), planner=_FirstRows(parts, rows))
+    saved = _parts(checkpoint_meta(path))
+    by_file = {part.file: [other for other in saved if other.file == part.file] for part in saved}
+    for ours in by_file.values():
+        check_header(path, ours)
+    read_parts(path, saved, parts)
 
 
-class _FirstRows(DefaultLoadPlanner):
-    """Asks for the first rows of tables that have grown; by itself a table loads at its own size alone."""
-
-    def __init__(self, parts: Iterable[Part], rows: int) -> None:
-        super().__init__()
-        self._rows = rows
-        starts = [part for part in parts if part.offsets[0] < rows]
-        self._parts: dict[tuple[Any, ...], Tensor] = {
-            (p.name, *p.offsets): p.tensor[: rows - p.offsets[0]] for p in starts
-        }
-
-    def create_local_plan(self) -> LoadPlan:
-        assert self.metadata is not None
-        items = []
-        for (table, *place), part in self._parts.items():
-            saved = self.metadata.state_dict_metadata[table]
-            assert isinstance(saved, TensorStorageMetadata)
-            if saved.size[0] != self._rows:
-                raise ValueError(f"table {table} of the checkpoint has {saved.size[0]} rows, not {self._rows}")
-            chunk = ChunkStorageMetadata(Size(place), part.size())
-            items += create_read_items_for_chunk_list(table, saved, [chunk])
-        return LoadPlan(items)
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        assert index.offset is not None
-        return self._parts[(index.fqn, *index.offset)]
+def load_first_rows(path: str, parts: Iterable[Part], rows: int) -> None:
+    """Fill rows 0..rows-1 in place from the arrays of `rows` rows in a checkpoint; later rows stay as they are."""
+    load_parts(
+        path,
+        [
+            replace(part, tensor=part.tensor[: rows - part.offsets[0]], shape=(rows, *part.shape[1:]))
+            for part in parts
+            if part.offsets[0] < rows
+        ],
+    )
 
 
-def _quiet_save(tables: Mapping[str, Any], path: Path, ranks: Ranks) -> None:
-    with warnings.catch_warnings():
-        # ShardedTensor is TorchRec's own type; its deprecation is not the user's concern.
-        warnings.simplefilter("ignore")
-        dcp.save(dict(tables), storage_writer=_Writer(str(path), save_distributed=True))
+def _parts(meta: dict[str, Any]) -> list[SavedPart]:
+    return [SavedPart.from_json(values) for values in meta["parts"]]
 
 
-class _Writer(HuggingFaceStorageWriter):
-    """Puts several shards of one table (column-wise) into several files: a file has one tensor of a name."""
+def _whole(path: str, name: str) -> dict[str, Tensor]:
+    try:
+        return from_safetensors(_content(path, name, checkpoint_meta(path)))
+    except SafetensorError as error:
+        raise DamagedFile(f"{storage.join(path, name)} is no safetensors file: {error}") from None
 
-    def _split_by_storage_plan(
-        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
-    ) -> dict[int, list[WriteItem]]:
-        files: dict[int, list[WriteItem]] = {}
-        seen: Counter[str] = Counter()
-        for item in items:
-            seen[item.index.fqn] += 1
-            files.setdefault(seen[item.index.fqn], []).append(item)
-        return files
+
+def _content(path: str, name: str, meta: dict[str, Any]) -> bytes:
+    url = storage.join(path, name)
+    if not storage.exists(url):
+        raise DamagedFile(f"{url} is missing")
+    content = storage.read_bytes(url)
+    if zlib.crc32(content) != meta["files"][name]["crc"]:
+        raise DamagedFile(f"{url} is damaged: its content is not what was saved")
+    return content

@@ -57,7 +57,7 @@ def fit(
     train_step: Callable[[int, Batch], Tensor],
     set_lr_scale: Callable[[float], None],
     validate: Callable[[], Metrics],
-    save: Callable[[Progress], None],
+    save: Callable[[Progress], Best],
     recorder: Recorder,
 ) -> Best:
     """Train until validation hr@10 stops growing; returns the best validation.
@@ -68,7 +68,7 @@ def fit(
         train_step: takes step number n (from 0) and gives the GLOBAL loss, a scalar.
         set_lr_scale: multiplies every learning rate of the stage.
         validate: metrics of the current weights, equal on all ranks.
-        save: keeps the current weights.
+        save: keeps the current weights, and gives the best validation whose weights are kept.
     """
     stage = schedule.stage
     if start is None:
@@ -88,7 +88,7 @@ def fit(
             if place % schedule.log_every == 0 or place == schedule.steps_per_epoch:
                 recorder.training(epoch=epoch, step=step, place=place, steps=schedule.steps_per_epoch, loss=loss.item())
             if schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch:
-                save(Progress(epoch, place, step, best))
+                best = save(Progress(epoch, place, step, best))
         done = 0
         if epoch % schedule.validate_every and epoch != stage.epochs:
             epoch += 1
@@ -102,5 +102,5 @@ def fit(
         if over:
             recorder.say(f"no better validation hr@10 for {stage.patience} epochs: stop, keep epoch {best.epoch}")
         epoch = stage.epochs + 1 if over else epoch + 1
-        save(Progress(epoch, 0, step, best))
+        best = save(Progress(epoch, 0, step, best))
     return best

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,10 +38,35 @@ class Ranks:
         return value
 
     def from_first(self, find: Callable[[], str]) -> str:
-        """What the first rank finds, on every rank. Collective."""
-        found = [find() if self.is_first else ""]
+        """What the first rank finds, on every rank, also the UserError that it meets. Collective."""
+        found = ["", ""]
+        if self.is_first:
+            try:
+                found[0] = find()
+            except UserError as error:
+                found[1] = str(error)
         dist.broadcast_object_list(found, src=0, group=self.group, device=self.device)
+        if found[1]:
+            raise UserError(found[1])
         return found[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order. Collective."""
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def union(self, items: torch.Tensor) -> torch.Tensor:
+        """[n] integers of each rank -> all of them, ascending, each once. Collective."""
+        counts = items.new_zeros(self.world_size)
+        counts[self.rank] = len(items)
+        longest = int(self.sum(counts).max())
+        padded = items.new_full((longest,), -1)
+        padded[: len(items)] = items
+        found = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(found, padded, group=self.group)
+        every: torch.Tensor = torch.cat(found).unique()
+        return every[every >= 0]
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -97,6 +123,6 @@ _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 def _quieten() -> None:
     """Keep the engines' advice to their own developers off the user's screen; errors stay."""
-    for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
+    for name in ("torchrec", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torchrec\.")

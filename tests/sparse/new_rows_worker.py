@@ -12,8 +12,9 @@ from pad_dist.sparse import new_rows
 from pad_dist.sparse.new_rows import NEIGHBOURS, fill_new_rows
 from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import TableSpec, build_tables
-from pad_dist.training.checkpoint import best_checkpoint, load_first_rows, save_checkpoint
+from pad_dist.training.checkpoint import best_checkpoint, load_first_rows
 from pad_dist.training.ranks import Ranks
+from tests.support import checkpoints
 
 KNOWN, ROWS, DIM, TEXT_DIM = 700, 1001, 256, 6  # more new items than one block of queries
 CPU = torch.device("cpu")
@@ -39,8 +40,7 @@ def save(directory: str, variant: str) -> None:
     """Save two tables of the known items."""
     tables = build_tables(_spec(KNOWN + 1), _config(variant), CPU, dist.get_world_size())
     tables.initialise(seed=3, std=0.5)
-    weights = tables.state()
-    save_checkpoint(directory, 1, dense={}, optimizer={}, tables=weights, best=1, meta={}, ranks=_ranks())
+    checkpoints.save(directory, 1, tables.parts(), _ranks())
 
 
 def grown(directory: str, variant: str, in_use: int = KNOWN) -> dict[str, NDArray[np.float32]]:
@@ -68,9 +68,10 @@ def expected(in_use: int = KNOWN) -> dict[str, NDArray[np.float32]]:
     cosines = np.round(vectors[KNOWN + 1 :] @ vectors[: KNOWN + 1].T, 8)
     usable = np.flatnonzero(bins(in_use)[: KNOWN + 1])
     found = {}
-    for name, known in whole.state().items():
+    for part in whole.weights():
+        known = part.tensor
         near = [usable[np.lexsort((usable, -row[usable]))[:NEIGHBOURS]] for row in cosines]
-        found[name] = np.concatenate([known.numpy(), [known.numpy()[items].mean(0) for items in near]])
+        found[part.name] = np.concatenate([known.numpy(), [known.numpy()[items].mean(0) for items in near]])
     return found
 
 

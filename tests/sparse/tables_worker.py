@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch.distributed as dist
 from pad_dist.config import SparseConfig
 from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import Tables, TableSpec, build_tables
-from pad_dist.training.checkpoint import best_checkpoint, load_tables, save_checkpoint
+from pad_dist.training.checkpoint import best_checkpoint, load_parts
 from pad_dist.training.ranks import Ranks
+from tests.support.checkpoints import save
 
 ROWS, DIM, STEPS = 501, 256, 4  # wide enough to be cut by columns
 CPU = torch.device("cpu")
@@ -32,7 +34,7 @@ def largest_differences() -> dict[str, float]:
 
 
 def parts_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]]:
-    """Of each sharding and optimizer this rank's parts (name, offsets, shape, values) and the torch backend's arrays."""
+    """Of each sharding and optimizer this rank's parts (name, offsets, shape, values) and the torch backend's."""
     found = {}
     for optimizer in ("rowwise_adagrad", "adagrad"):
         for sharding in SHARDINGS[:3]:
@@ -62,8 +64,7 @@ def save_trained(directory: str) -> None:
     """Train two tables and save them from these ranks; rank 0 leaves the whole tables beside."""
     tables = _tables(SparseConfig())
     _train(tables)
-    weights = tables.state()
-    save_checkpoint(directory, 3, dense={}, optimizer={}, tables=weights, best=3, meta={}, ranks=_ranks())
+    save(directory, 3, tables.parts(), _ranks())
     rows = tables.lookup(torch.arange(ROWS))
     if dist.get_rank() == 0:
         torch.save({name: row.detach() for name, row in rows.items()}, Path(directory) / "expected.pt")
@@ -74,9 +75,7 @@ def loads_what_was_saved(directory: str) -> bool:
     expected = torch.load(Path(directory) / "expected.pt", weights_only=True)
     path = best_checkpoint(directory, "the test")
     tables = _tables(SparseConfig())
-    weights = tables.state()
-    load_tables(path, {"id": weights["id"]})
-    load_tables(path, {"id": weights["aligned"]})
+    load_parts(path, [replace(part, name="id") for part in tables.weights()])
     with torch.no_grad():
         rows = tables.lookup(torch.arange(ROWS))
     return all(torch.equal(row, expected["id"]) for row in rows.values())

@@ -17,12 +17,12 @@ limit_threads()
 
 from pad_dist.config import STAGES, Config, StageName
 from pad_dist.config_file import load_config
-from pad_dist.stages.parts import fingerprint, stage_dir
+from pad_dist.stages.parts import made_from, stage_dir
 from pad_dist.stages.system import build_system, initialise
 from pad_dist.stages.train import Trainer
-from pad_dist.training.checkpoint import save_checkpoint
 from pad_dist.training.engine import full_state
 from pad_dist.training.ranks import Ranks, launched
+from tests.support.checkpoints import save
 
 STEPS = 20
 
@@ -34,17 +34,8 @@ def train_steps(config: Config, stage: StageName, ranks: Ranks) -> list[float]:
     batches = (batch for epoch in range(1, STEPS) for batch in trainer.batches(epoch))
     losses = [trainer.step(number, batch).item() for number, batch in enumerate(islice(batches, STEPS))]
     dense = {name.removeprefix("pad."): value for name, value in full_state(trainer.objective).items()}
-    meta = {"fingerprint": fingerprint(config, stage)}
-    save_checkpoint(
-        stage_dir(config, stage),
-        STEPS,
-        dense=dense,
-        optimizer={},
-        tables=system.tables.state(),
-        best=STEPS,
-        meta=meta,
-        ranks=ranks,
-    )
+    meta = {"made_from": made_from(config, stage)}
+    save(stage_dir(config, stage), STEPS, system.tables.parts(), ranks, dense=dense, meta=meta)
     return losses
 
 

@@ -41,7 +41,7 @@ def _losses(settings: dict[str, Any], stage: StageName, stop: int | None, ranks:
         found[number] = loss.item()
         return loss
 
-    def restore(self: Trainer, path: Any) -> Any:
+    def restore(self: Trainer, path: str) -> Any:
         progress = restored(self, path)
         found.clear()
         return progress

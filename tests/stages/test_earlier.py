@@ -13,8 +13,9 @@ from pad_dist.config_file import load_config
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import check_ready, fingerprint, inherits
+from pad_dist.stages.parts import check_ready, fingerprint, inherits, made_from
 from pad_dist.stages.trained_on import record
+from pad_dist.training.checkpoint import FORMAT
 from tests.support.tiny_dataset import random_sequences
 from tests.support.tiny_text import write_tiny_text
 from tests.support.tiny_versions import publish_tiny
@@ -47,6 +48,7 @@ def continued(root: str, *overrides: str) -> Config:
 def leave_trained(config: Config, stage: StageName, **changed: Any) -> None:
     """What a trained stage leaves, but for its weights."""
     meta = {"fingerprint": fingerprint(config, stage), "dataset": record(Dataset.open(config.dataset))}
+    meta |= {"made_from": made_from(config, stage), "format": FORMAT, "checkpoint_root": ""}
     meta |= {"config": config.model_dump(mode="json"), "best": 1} | changed
     storage.write_json(f"{config.out}/{stage}/step-000000001/COMPLETE", meta)
     storage.write_json(f"{config.out}/{stage}/result.json", meta)
@@ -97,7 +99,7 @@ def test_another_model_is_refused_naming_the_setting(root: str) -> None:
 def test_a_run_without_the_stage_is_refused(root: str) -> None:
     storage.remove(f"{Path(root).parent}/old/align/result.json")
     assert "old has no align stage that was trained to its end" in refusal(continued(root), "align")
-    storage.write_json(f"{Path(root).parent}/old/align/result.json", {})
+    storage.write_json(f"{Path(root).parent}/old/align/result.json", {"checkpoint_root": ""})
     storage.remove(f"{Path(root).parent}/old/align/step-000000001")
     assert "holds no complete checkpoint" in refusal(continued(root), "align")
 

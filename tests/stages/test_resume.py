@@ -37,7 +37,9 @@ def settings(
         "out": str(out),
         "dataset": dataset,
         "model": {"dim": 16, "max_length": 8, "dropout": dropout, "backbone": backbone},
-        "training": {"batch_size": 8, "loss": {"negatives": 30}, "save_every": 3, **training},
+        "training": {"batch_size": 8, "loss": {"negatives": 30}, **training},
+        # Training is to go on from the last save before it was killed.
+        "checkpoint": {"every": 3, "asynchronous": False},
         "pretrain": stage,
         "align": stage,
         "disentangle": stage,

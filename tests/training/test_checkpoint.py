@@ -1,9 +1,14 @@
-"""Checkpoints of one process: whole or ignored, one at a time, nothing to unpickle."""
+"""Checkpoints of one process: whole or ignored, the best and the newest stay, nothing to unpickle."""
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
 import shutil
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +16,28 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from pad_dist import storage
 from pad_dist.config import SparseConfig
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import Tables, TableSpec, build_tables
+from pad_dist.sparse.tables import Part, Tables, TableSpec, build_tables
+from pad_dist.training import checkpoint, shard_files
 from pad_dist.training.checkpoint import (
     best_checkpoint,
     checkpoint_meta,
+    complete_steps,
+    damaged,
     load_dense,
-    load_tables,
-    newest_whole_checkpoint,
-    save_checkpoint,
+    load_optimizer,
+    load_parts,
+    wrong_sizes,
 )
 from pad_dist.training.ranks import Ranks
+from tests.support import checkpoints
 
 CPU = torch.device("cpu")
-META = {"fingerprint": "abc", "epoch": 4}
+META = {"epoch": 4}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +49,15 @@ def ranks() -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+@pytest.fixture(params=["folder", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A local folder, and a store at a URL."""
+    return str(tmp_path) if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
+
+
 def tables(seed: int) -> Tables:
-    made = build_tables(TableSpec(("id", "aligned"), 30, 4, 0.1, 0.0), SparseConfig(backend="torch"), CPU, 1)
+    config = SparseConfig(backend="torch", optimizer="adagrad")
+    made = build_tables(TableSpec(("id", "aligned"), 30, 4, 0.1, 0.0), config, CPU, 1)
     made.initialise(seed=seed, std=0.5)
     return made
 
@@ -50,103 +68,198 @@ def dense(seed: int) -> dict[str, torch.Tensor]:
     return {"a.weight": torch.randn(3, 5, generator=generator).T, "gate.logits": torch.randn(11, generator=generator)}
 
 
-def save(folder: Path, step: int, ranks: Ranks, meta: dict[str, Any] = META, best: int | None = None) -> None:
-    weights = tables(step).state()
-    save_checkpoint(
-        str(folder),
-        step,
-        dense=dense(step),
-        optimizer={},
-        tables=weights,
-        best=step if best is None else best,
-        meta=meta,
-        ranks=ranks,
-    )
+def save(folder: Path | str, step: int, ranks: Ranks, **settings: Any) -> None:
+    checkpoints.save(str(folder), step, tables(step).parts(), ranks, dense=dense(step), **{"meta": META} | settings)
 
 
-def steps(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def values(tables: Tables) -> dict[str, torch.Tensor]:
+    return {part.name: part.tensor for part in tables.parts()}
 
 
-def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, ranks: Ranks) -> None:
-    save(tmp_path, 12, ranks)
-    path = best_checkpoint(str(tmp_path), "the test")
-    assert checkpoint_meta(path).items() >= {**META, "step": 12, "best": 12}.items()
+def names(folder: Path | str) -> list[str]:
+    return storage.names(str(folder))
+
+
+def test_a_checkpoint_gives_back_what_was_saved_from_any_store(place: str, ranks: Ranks) -> None:
+    save(place, 12, ranks)
+    path = best_checkpoint(place, "the test")
+    assert checkpoint_meta(path).items() >= {**META, "step": 12, "best": 12, "world_size": 1}.items()
     loaded = load_dense(path)
     assert loaded.keys() == dense(12).keys()
     assert all(loaded[name].equal(value) for name, value in dense(12).items())
     other = tables(0)
-    load_tables(path, other.state())
-    for name, weights in tables(12).state().items():
-        assert torch.equal(other.state()[name], weights), name
+    load_parts(path, other.parts())
+    for name, array in values(tables(12)).items():
+        assert torch.equal(values(other)[name], array), name
+    assert damaged(path) == wrong_sizes(path) == []
 
 
 def test_one_table_loads_under_another_name_and_leaves_the_rest(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 12, ranks)
     other = tables(0)
-    load_tables(best_checkpoint(str(tmp_path), "the test"), {"id": other.state()["aligned"]})
-    assert torch.equal(other.state()["aligned"], tables(12).state()["id"])
-    assert torch.equal(other.state()["id"], tables(0).state()["id"])
+    part = next(part for part in other.parts() if part.name == "aligned")
+    load_parts(best_checkpoint(str(tmp_path), "the test"), [replace(part, name="id")])
+    assert torch.equal(values(other)["aligned"], values(tables(12))["id"])
+    assert torch.equal(values(other)["id"], values(tables(0))["id"])
 
 
-def test_complete_is_written_last_and_only_then_is_the_older_one_removed(tmp_path: Path, ranks: Ranks) -> None:
+@pytest.mark.parametrize("kind", [torch.int64, torch.float16, torch.uint8, torch.bool])
+def test_arrays_of_any_type_and_more_than_one_block_are_cut_anew(
+    place: str, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, kind: torch.dtype
+) -> None:
+    monkeypatch.setattr(shard_files, "BLOCK_BYTES", 1000)
+    whole = {"wide": torch.randint(0, 2, (301, 12)).to(kind), "flat": torch.randint(0, 2, (3001,)).to(kind)}
+    parts = [
+        Part("wide", whole["wide"][:, :5], (0, 0), (301, 12)),
+        Part("wide", whole["wide"][:123, 5:], (0, 5), (301, 12)),
+        Part("wide", whole["wide"][123:, 5:], (123, 5), (301, 12)),
+        Part("flat", whole["flat"][:7], (0,), (3001,)),
+        Part("flat", whole["flat"][7:], (7,), (3001,)),
+        Part("flat", whole["flat"][3:3], (3,), (3001,)),  # a rank beyond the last row holds nothing
+    ]
+    checkpoints.save(place, 1, parts, ranks)
+    path = checkpoint.place(place, 1)
+    for rows, columns in [((0, 301), (0, 12)), ((100, 200), (3, 9)), ((300, 301), (11, 12)), ((0, 1), (0, 5))]:
+        wide, flat = (
+            torch.zeros(rows[1] - rows[0], columns[1] - columns[0], dtype=kind),
+            torch.zeros(rows[1], dtype=kind),
+        )
+        load_parts(path, [Part("wide", wide, (rows[0], columns[0]), (301, 12)), Part("flat", flat, (0,), (3001,))])
+        assert torch.equal(wide, whole["wide"][slice(*rows), slice(*columns)])
+        assert torch.equal(flat, whole["flat"][: rows[1]])
+
+
+def test_tables_are_plain_safetensors_that_other_programs_read(tmp_path: Path, ranks: Ranks) -> None:
+    save(tmp_path, 12, ranks)
+    found = load_file(tmp_path / "step-000000012" / "tables-00000.safetensors")
+    assert found.keys() == {f"{name}@0,0" for name in values(tables(12))}
+    assert torch.equal(found["id@0,0"], values(tables(12))["id"])
+
+
+def test_an_array_that_is_not_there_or_of_another_shape_is_refused_by_name(tmp_path: Path, ranks: Ranks) -> None:
+    save(tmp_path, 12, ranks)
+    path = best_checkpoint(str(tmp_path), "the test")
+    part = tables(0).parts()[0]
+    with pytest.raises(UserError, match=r"step-000000012 has no array text: it has aligned, aligned.momentum1, id, "):
+        load_parts(path, [replace(part, name="text")])
+    with pytest.raises(UserError, match=r"id of \S+ has the shape \(30, 4\), not \(31, 4\)"):
+        load_parts(path, [replace(part, shape=(31, 4))])
+
+
+def test_complete_is_written_last(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 3, ranks)
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match="TypeError: Object of type object is not JSON serializable"):
         save(tmp_path, 4, ranks, meta={"epoch": object()})  # what COMPLETE cannot hold
-    assert steps(tmp_path) == ["step-000000003", "step-000000004"]
-    cut_short = tmp_path / "step-000000004"
-    assert (cut_short / "dense.safetensors").exists() and list((cut_short / "tables").iterdir())
-    assert {path.name for path in cut_short.iterdir()} == {"dense.safetensors", "optimizer.safetensors", "tables"}
-    assert best_checkpoint(str(tmp_path), "the test").name == "step-000000003"
+    assert names(tmp_path) == ["step-000000003"]
+    assert best_checkpoint(str(tmp_path), "the test") == f"{tmp_path}/step-000000003"
 
 
-def test_the_next_checkpoint_clears_away_older_and_half_written_ones(tmp_path: Path, ranks: Ranks) -> None:
-    save(tmp_path, 9, ranks)
-    (tmp_path / "step-000000099" / "tables").mkdir(parents=True)
-    (tmp_path / "metrics.jsonl").touch()
-    save(tmp_path, 10, ranks)
-    assert steps(tmp_path) == ["metrics.jsonl", "step-000000010"]
+def test_the_next_checkpoint_clears_away_older_and_half_written_ones(place: str, ranks: Ranks) -> None:
+    save(place, 9, ranks)
+    storage.write_bytes(f"{place}/step-000000099/tables-00000.safetensors", b"half")
+    storage.write_bytes(f"{place}/metrics.jsonl", b"")
+    save(place, 10, ranks)
+    assert names(place) == ["metrics.jsonl", "step-000000010"]
 
 
 def test_a_stage_that_starts_over_replaces_the_later_steps_of_its_first_start(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 500, ranks)
     save(tmp_path, 0, ranks)
-    assert best_checkpoint(str(tmp_path), "the test").name == "step-000000000"
+    assert names(tmp_path) == ["step-000000000"]
 
 
 def test_a_half_written_step_is_written_anew(tmp_path: Path, ranks: Ranks) -> None:
-    rest = tmp_path / "step-000000007" / "tables" / "shard-00009-model-00009-of-00009.safetensors"
+    rest = tmp_path / "step-000000007" / "tables-00009.safetensors"
     rest.parent.mkdir(parents=True)
     rest.write_bytes(b"cut short")
     save(tmp_path, 7, ranks)
     other = tables(0)
-    load_tables(best_checkpoint(str(tmp_path), "the test"), other.state())
-    assert torch.equal(other.state()["id"], tables(7).state()["id"])
+    load_parts(best_checkpoint(str(tmp_path), "the test"), other.parts())
+    assert torch.equal(values(other)["id"], values(tables(7))["id"])
+    assert not rest.exists()
 
 
-def test_the_best_step_stays_beside_the_newest(tmp_path: Path, ranks: Ranks) -> None:
+def test_the_newest_ones_stay_and_the_best_of_each(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 3, ranks)
-    for step in (6, 9):
-        save(tmp_path, step, ranks, best=3)
-    assert steps(tmp_path) == ["step-000000003", "step-000000009"]
-    assert best_checkpoint(str(tmp_path), "the test").name == "step-000000003"
-    assert newest_whole_checkpoint(str(tmp_path), pytest.fail) == tmp_path / "step-000000009"
+    for step in (6, 9, 12):
+        save(tmp_path, step, ranks, best=3, keep=2)
+    assert complete_steps(str(tmp_path)) == [12, 9, 3]
+    assert best_checkpoint(str(tmp_path), "the test") == f"{tmp_path}/step-000000003"
+    save(tmp_path, 15, ranks, keep=2)
+    assert complete_steps(str(tmp_path)) == [15, 12, 3]
+    save(tmp_path, 18, ranks, best=15, keep=1)
+    assert complete_steps(str(tmp_path)) == [18, 15]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone"])
-def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path: Path, ranks: Ranks, damage: str) -> None:
+@pytest.mark.parametrize("name", ["dense.safetensors", "tables-00000.safetensors"])
+@pytest.mark.parametrize("damage", ["cut short", "gone", "one bit", "pickle"])
+def test_a_damaged_file_is_named_and_never_loaded(tmp_path: Path, ranks: Ranks, name: str, damage: str) -> None:
     save(tmp_path, 3, ranks)
-    save(tmp_path, 9, ranks, best=3)
-    told: list[str] = []
-    file = tmp_path / "step-000000009" / "dense.safetensors"
+    path = f"{tmp_path}/step-000000003"
+    file = Path(path, name)
+    content = file.read_bytes()
     if damage == "gone":
         file.unlink()
+    elif damage == "cut short":
+        file.write_bytes(content[:-1])
+    elif damage == "one bit":
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     else:
-        file.write_bytes(file.read_bytes()[:-1])
-    assert newest_whole_checkpoint(str(tmp_path), told.append) == tmp_path / "step-000000003"
-    assert told == [f"{file.parent} is passed over, damaged: {file}"]
-    shutil.rmtree(tmp_path / "step-000000003")
-    assert newest_whole_checkpoint(str(tmp_path), told.append) is None
+        evil = pickle.dumps(Evil(tmp_path / "executed"))
+        file.write_bytes(evil + content[len(evil) :])
+    assert bool(wrong_sizes(path)) == (damage in ("gone", "cut short"))
+    (said,) = damaged(path)
+    assert said.startswith(str(file))
+    with pytest.raises(UserError, match=name):
+        load_dense(path) if name.startswith("dense") else load_parts(path, tables(0).parts())
+    assert not (tmp_path / "executed").exists()
+
+
+class Evil:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self._proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._proof),)
+
+
+def test_pickles_in_place_of_a_checkpoint_are_refused_and_never_executed(tmp_path: Path, ranks: Ranks) -> None:
+    proof = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Evil(proof)))
+    assert proof.exists()  # so it works where it is unpickled
+    proof.rmdir()
+    stage = tmp_path / "stage"
+    save(stage, 3, ranks)
+    step = stage / "step-000000003"
+    for name in ("model.pt", "pytorch_model.bin", "__0_0.distcp", ".metadata", "tables-00001.safetensors"):
+        (step / name).write_bytes(pickle.dumps(Evil(proof)))
+    load_parts(str(step), tables(0).parts())  # what COMPLETE does not name is not opened
+    for name in ("dense.safetensors", "optimizer.safetensors", "tables-00000.safetensors"):
+        torch.save(Evil(proof), step / name)
+    for load in (load_dense, load_optimizer, lambda path: load_parts(path, tables(0).parts())):
+        with pytest.raises(UserError, match="is damaged"):
+            load(str(step))
+    # Also where COMPLETE vouches for them.
+    complete = json.loads((step / "COMPLETE").read_text())
+    content = (step / "dense.safetensors").read_bytes()
+    complete["files"]["dense.safetensors"] = {"bytes": len(content), "crc": shard_files.zlib.crc32(content)}
+    (step / "COMPLETE").write_text(json.dumps(complete))
+    with pytest.raises(UserError, match=r"dense\.safetensors is no safetensors file"):
+        load_dense(str(step))
+    torch.save(Evil(proof), step / "COMPLETE")
+    with pytest.raises(UserError, match="COMPLETE is not valid JSON"):
+        load_dense(str(step))
+    assert not proof.exists()
+
+
+def test_a_checkpoint_of_another_format_is_refused_with_the_fix(tmp_path: Path, ranks: Ranks) -> None:
+    save(tmp_path, 3, ranks)
+    complete = tmp_path / "step-000000003" / "COMPLETE"
+    complete.write_text(json.dumps(json.loads(complete.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match=r"has the checkpoint format 99, this pad-dist reads 1: use the version"):
+        best_checkpoint(str(tmp_path), "the test")
 
 
 @pytest.mark.parametrize("half_written", [False, True])
@@ -160,9 +273,48 @@ def test_without_a_complete_checkpoint_the_command_that_makes_one_is_named(tmp_p
 def test_weights_are_safetensors_and_nothing_else(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 1, ranks)
     weights = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "COMPLETE"]
-    names = set()
+    found = set()
     for path in weights:
         assert path.suffix == ".safetensors"
         with safe_open(path, "pt") as file:
-            names |= set(file.keys())
-    assert names == {"a.weight", "gate.logits", "id", "aligned"}
+            found |= set(file.keys())
+    assert found == {"a.weight", "gate.logits", *(f"{name}@0,0" for name in values(tables(1)))}
+
+
+def test_the_package_unpickles_nothing() -> None:
+    root = Path(checkpoint.__file__).parents[2]
+    sources = [path for room in ("pad_dist", "spark_jobs", "launchers") for path in (root / room).rglob("*.py")]
+    assert len(sources) > 50
+    for path in sources:
+        text = path.read_text()
+        for call in (
+            "pickle.load",
+            "cloudpickle",
+            "yaml.load(",
+            "torch.load(",
+            "joblib",
+            "allow_pickle=True",
+            "pd.read_pickle",
+        ):
+            assert call not in text, f"{path}: {call}"
+
+
+def test_a_store_that_fails_ends_the_run_or_not_by_config_and_older_checkpoints_stay(
+    tmp_path: Path, ranks: Ranks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3, ranks)
+    monkeypatch.setattr(shard_files.BlockFile, "push", no_space)
+    with pytest.raises(
+        UserError, match=r"step-000000006 could not be written, .*: rank 0: OSError: \[Errno 28\] No sp"
+    ):
+        save(tmp_path, 6, ranks)
+    save(tmp_path, 9, ranks, on_error="continue")
+    said = capsys.readouterr().out
+    assert "step-000000009 could not be written" in said and "training goes on" in said and said.count("\n") == 1
+    assert names(tmp_path) == ["step-000000003"]
+    assert damaged(best_checkpoint(str(tmp_path), "the test")) == []
+    shutil.rmtree(tmp_path / "step-000000003")
+
+
+def no_space(self: shard_files.BlockFile, size: int) -> None:
+    raise OSError(28, "No space left on device")

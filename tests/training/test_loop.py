@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pad_dist.config import StageConfig
 from pad_dist.data.batches import Batch
-from pad_dist.training.loop import Metrics, Progress, Schedule, fit
+from pad_dist.training.loop import Best, Metrics, Progress, Schedule, fit
 from pad_dist.training.metrics import Recorder
 
 STEPS = 3
@@ -49,10 +49,14 @@ class Stage:
                 train_step=self.step,
                 set_lr_scale=self.scales.append,
                 validate=self.validate,
-                save=self.saved.append,
+                save=self.save,
                 recorder=recorder,
             )
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def save(self, progress: Progress) -> Best:
+        self.saved.append(progress)
+        return progress.best
 
     def batches(self, epoch: int, done: int) -> Iterator[Batch]:
         self.left.append(f"epoch {epoch}")

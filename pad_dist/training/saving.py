@@ -1,0 +1,259 @@
+"""Saving a checkpoint while training goes on, without a second copy of the tables.
+
+At a save each rank notes its parts and a thread writes them block after block from
+the memory that training works on. What is written is exactly the state at the save,
+because of this invariant: under `_lock`, a row either lies in a block that the
+thread has taken (`_taken`), or has not changed since the save, or its old values are
+in `_old`. Training keeps it: before the rows of a step change, `Saver.keep` puts
+those that are not taken into `_old`, once each. The thread keeps it too: it copies a
+block without the lock, while rows may change under it, then, under the lock, lays
+the old rows over the copy and marks the block as taken. Rows that changed during
+the copy are among those, so the copy is whole.
+
+Parts whose changed rows are not known from a step's items (`Part.copied`), and the
+dense weights, are copied when the save begins.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from pad_dist import storage
+from pad_dist.config import CheckpointConfig
+from pad_dist.errors import UserError
+from pad_dist.sparse.tables import Part
+from pad_dist.training import checkpoint
+from pad_dist.training.ranks import Ranks
+from pad_dist.training.shard_files import BlockFile, layout, write_parts
+
+
+class Saver:
+    """Writes the checkpoints of one stage, one at a time. All methods are collective.
+
+    As a context manager it ends the last save when the block ends, and drops it when the block fails.
+
+    Attributes:
+        lost: steps whose checkpoint could not be written.
+    """
+
+    def __init__(self, directory: str, config: CheckpointConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._config = config
+        self._ranks = ranks
+        self._say = say
+        self._flight: _Flight | None = None
+        self.lost: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        elif self._flight is not None:
+            self._flight.join(give_up=True)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save has begun and is not complete."""
+        return self._flight is not None
+
+    def save(
+        self,
+        step: int,
+        *,
+        parts: Sequence[Part],
+        dense: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        best: int,
+        meta: dict[str, Any],
+    ) -> None:
+        """Save the state as it is now; `best` is the step of the best checkpoint. Waits for the save in flight.
+
+        Raises:
+            UserError: a save failed, and `checkpoint.on_error` is `stop`.
+        """
+        self.finish()
+        path = checkpoint.place(self._directory, step)
+        error = self._first(lambda: checkpoint.clear(path))
+        if error:
+            self._failed(path, step, error)
+            return
+        whole = {"dense": dense, "optimizer": optimizer} if self._ranks.is_first else {}
+        self._flight = _Flight(path, step, best, meta, parts, whole, self._ranks.rank, yields=self._config.asynchronous)
+        if not self._config.asynchronous:
+            self.finish()
+
+    def keep(self, items: Tensor) -> None:
+        """Before rows change: `items` are the item_index of this rank's step. Collective while a save is in flight."""
+        if self._flight is not None:
+            self._flight.keep(self._ranks.union(items))
+
+    def poll(self) -> None:
+        """After a step: complete the save in flight if every rank has written its part.
+
+        Raises:
+            UserError: as `save`.
+        """
+        if self._flight is not None:
+            ended = torch.tensor([self._flight.ended, self._flight.error != ""], device=self._ranks.device).long()
+            all_ended, failed = self._ranks.sum(ended).tolist()
+            if failed or all_ended == self._ranks.world_size:
+                self.finish(give_up=failed > 0)
+
+    def finish(self, give_up: bool = False) -> None:
+        """Wait for the save in flight; with `give_up` this rank writes no more, as another has failed.
+
+        Raises:
+            UserError: as `save`.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        flight.join(give_up)
+        found = self._ranks.gather((flight.written, flight.error))
+        errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(found) if error]
+        meta = flight.meta | {"step": flight.step, "best": flight.best, "world_size": self._ranks.world_size}
+        error = (
+            errors[0] if errors else self._first(lambda: checkpoint.complete(flight.path, meta, [w for w, _ in found]))
+        )
+        if error:
+            self._failed(flight.path, flight.step, error)
+            return
+        error = self._first(lambda: checkpoint.retain(self._directory, flight.step, self._config.keep))
+        if error:
+            self._report(f"older checkpoints of {self._directory} could not be removed: {error}")
+
+    def _failed(self, path: str, step: int, error: str) -> None:
+        self.lost.add(step)
+        if self._ranks.is_first:
+            with suppress(Exception):  # what cannot be removed has no COMPLETE
+                storage.remove(path)
+        self._report(f"{path} could not be written, older checkpoints are whole: {error}")
+
+    def _report(self, text: str) -> None:
+        if self._config.on_error == "stop":
+            raise UserError(
+                f"{text}: free space, name another place in checkpoint.root, or set checkpoint.on_error=continue"
+            )
+        self._say(f"{text}; training goes on")
+
+    def _first(self, act: Callable[[], None]) -> str:
+        """Let the first rank act; every rank gets its error, "" if there was none. Collective."""
+
+        def attempt() -> str:
+            try:
+                act()
+            except Exception as error:  # of any store, whose clients have errors of their own
+                return described(error)
+            return ""
+
+        return self._ranks.from_first(attempt)
+
+
+def described(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+class _Flight:
+    """One save of this rank: the thread, and what training leaves to it."""
+
+    def __init__(
+        self,
+        path: str,
+        step: int,
+        best: int,
+        meta: dict[str, Any],
+        parts: Sequence[Part],
+        whole: Mapping[str, Mapping[str, Tensor]],
+        rank: int,
+        *,
+        yields: bool,
+    ) -> None:
+        self.path, self.step, self.best, self.meta = path, step, best, meta
+        self._yields = yields
+        self.error = ""
+        self.written: dict[str, Any] = {"files": {}, "parts": []}
+        self._parts = [
+            replace(part, tensor=part.tensor.clone()) if part.copied else part for part in parts if part.tensor.numel()
+        ]
+        self._whole = {
+            f"{name}.safetensors": to_safetensors({key: value.contiguous().cpu() for key, value in values.items()})
+            for name, values in whole.items()
+        }
+        self._layout = layout(f"tables-{rank:05d}.safetensors", self._parts)
+        self._lock = threading.Lock()
+        self._taken = [len(part.tensor) if part.copied else 0 for part in self._parts]
+        self._old: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._parts]
+        self._kept = [
+            torch.zeros(0 if part.copied else len(part.tensor), dtype=torch.bool, device=part.tensor.device)
+            for part in self._parts
+        ]
+        self._given_up = False
+        self._thread = threading.Thread(target=self._run, name=f"save step {step}", daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self, give_up: bool) -> None:
+        self._given_up = give_up
+        self._thread.join()
+
+    def keep(self, rows: Tensor) -> None:
+        """Put the old values of rows, ascending in the whole table, aside where the thread has not taken them."""
+        with self._lock:
+            for number, part in enumerate(self._parts):
+                if self._taken[number] == len(part.tensor):
+                    continue
+                local = rows - part.offsets[0]
+                local = local[(local >= self._taken[number]) & (local < len(part.tensor))]
+                local = local[~self._kept[number][local]]
+                self._kept[number][local] = True
+                self._old[number].append((local, part.tensor[local]))
+
+    def _run(self) -> None:
+        if self._yields:
+            # Training comes first where both want the same core.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            if self._layout:
+                parts = write_parts(self.path, self._layout, self._fill)
+                self.written["parts"] = [asdict(part) for part in parts]
+                self.written["files"][parts[0].file] = checkpoint.file_record(self.path, parts[0].file)
+            for name, content in self._whole.items():
+                with BlockFile(storage.join(self.path, name)) as file:
+                    file.write(content)
+                self.written["files"][name] = checkpoint.file_record(self.path, name, content)
+        except Exception as error:  # of any store, whose clients have errors of their own
+            self.error = "" if self._given_up else described(error)
+
+    def _fill(self, number: int, start: int, stop: int, out: Tensor) -> None:
+        """Put rows [start, stop) of a part, as they were at the save, into `out`."""
+        if self._given_up:
+            raise InterruptedError("the save was given up")
+        part = self._parts[number]
+        out.copy_(part.tensor[start:stop])
+        if part.copied:
+            return
+        with self._lock:
+            for rows, values in self._old[number]:
+                first, last = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device)).tolist()
+                out[rows[first:last] - start] = values[first:last].to(out)
+            self._taken[number] = stop
+            if stop == len(part.tensor):
+                self._old[number] = []

@@ -1,0 +1,284 @@
+"""Arrays that are cut over ranks, as plain safetensors files at any fsspec URL.
+
+Each rank streams its parts into one file of its own. A part is written in blocks of
+whole rows, BLOCK_BYTES at most, from one buffer, and the CRC-32 of each block is
+kept in the record of the part (`SavedPart`). A reader takes the blocks that hold
+rows of its own parts, however the array is cut there, and checks each one. Nothing
+is mapped into memory, and no buffer is larger than a block.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch import Tensor
+
+from pad_dist import storage
+from pad_dist.errors import UserError
+from pad_dist.sparse.tables import Part
+
+BLOCK_BYTES = 16 << 20
+_PAGE = 4096
+"""What O_DIRECT wants addresses, sizes and places in a file to be multiples of."""
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _TYPES.items()}
+
+
+class DamagedFile(UserError):
+    """A file of a checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """A part as it lies in a file: `sizes` elements of an array of `shape` from `offsets` on, at byte `begin`.
+
+    `checksums` are the CRC-32 of its blocks.
+    """
+
+    name: str
+    file: str
+    dtype: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    begin: int
+    checksums: tuple[int, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        return _DTYPES[self.dtype].itemsize * (self.sizes[1] if len(self.sizes) > 1 else 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.sizes[0] * self.row_bytes
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SavedPart:
+        lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values | lists)
+
+
+def blocks(part: SavedPart) -> Iterator[tuple[int, int]]:
+    """Rows [start, stop) of each block, counted from the part's first row."""
+    rows = max(1, BLOCK_BYTES // part.row_bytes)
+    return ((start, min(start + rows, part.sizes[0])) for start in range(0, part.sizes[0], rows))
+
+
+def layout(file: str, parts: Sequence[Part]) -> list[SavedPart]:
+    """Where each part will lie in `file`, in their order."""
+    plain = [
+        SavedPart(part.name, file, _TYPES[part.tensor.dtype], part.offsets, tuple(part.tensor.shape), part.shape, 0)
+        for part in parts
+    ]
+    begin, at = {}, 0
+    # Larger types first, so that each part begins at a multiple of its type's size.
+    for number in sorted(range(len(plain)), key=lambda n: -_DTYPES[plain[n].dtype].itemsize):
+        begin[number] = at
+        at += plain[number].nbytes
+    placed = [replace(part, begin=begin[number]) for number, part in enumerate(plain)]
+    first = len(_header(placed, 0))
+    return [replace(part, begin=first + part.begin) for part in placed]
+
+
+def _header(parts: Iterable[SavedPart], first: int) -> bytes:
+    """The beginning of a safetensors file whose data begin at `first`, filled up to a page."""
+    entries = {
+        f"{part.name}@{','.join(map(str, part.offsets))}": {
+            "dtype": part.dtype,
+            "shape": part.sizes,
+            "data_offsets": [part.begin - first, part.begin - first + part.nbytes],
+        }
+        for part in sorted(parts, key=lambda part: part.begin)
+    }
+    text = json.dumps(entries).encode()
+    text += b" " * (-(len(text) + 8) % _PAGE)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_parts(
+    folder: str, parts: Sequence[SavedPart], fill: Callable[[int, int, int, Tensor], None]
+) -> list[SavedPart]:
+    """Write all parts of one file; they come back with their checksums.
+
+    Args:
+        fill: (number of the part, start, stop, out) puts rows [start, stop) of the part into `out`.
+    """
+    written = list(parts)
+    with BlockFile(storage.join(folder, parts[0].file)) as file:
+        file.write(_header(parts, min(part.begin for part in parts)))
+        for number in sorted(range(len(parts)), key=lambda n: parts[n].begin):
+            part, sums = parts[number], []
+            for start, stop in blocks(part):
+                room = file.room((stop - start) * part.row_bytes)
+                out = torch.frombuffer(room, dtype=_DTYPES[part.dtype]).view(stop - start, *part.sizes[1:])
+                fill(number, start, stop, out)
+                sums.append(zlib.crc32(room))
+                file.push(len(room))
+            written[number] = replace(part, checksums=tuple(sums))
+    return written
+
+
+class BlockFile:
+    """A file written from one page-aligned buffer, past the page cache where the file system allows it.
+
+    On the local file system what is written is on disk when the block ends.
+    """
+
+    def __init__(self, url: str) -> None:
+        fs, path = storage.filesystem(url)
+        self._local = isinstance(fs, LocalFileSystem)
+        self._file: BinaryIO | io.FileIO = (
+            io.FileIO(path, "w", opener=_open_direct) if self._local else fs.open(path, "wb")
+        )
+        self._buffer = memoryview(mmap.mmap(-1, BLOCK_BYTES + _PAGE))
+        self._filled = self._size = 0
+
+    def __enter__(self) -> BlockFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if kind is None and self._local:
+                self._put(self._filled + -self._filled % _PAGE)
+                self._file.truncate(self._size)
+                os.fsync(self._file.fileno())
+
+    def room(self, size: int) -> memoryview:
+        """The next `size` bytes of the buffer, BLOCK_BYTES at most."""
+        return self._buffer[self._filled : self._filled + size]
+
+    def push(self, size: int) -> None:
+        """Write what was put into the room."""
+        self._size += size
+        self._filled += size
+        # A rest that fills no page waits for the next block.
+        self._put(self._filled - self._filled % _PAGE if self._local else self._filled)
+
+    def write(self, content: bytes) -> None:
+        """Write bytes, also more than a block."""
+        for start in range(0, len(content), BLOCK_BYTES):
+            block = content[start : start + BLOCK_BYTES]
+            self.room(len(block))[:] = block
+            self.push(len(block))
+
+    def _put(self, size: int) -> None:
+        view = self._buffer[:size]
+        while view:
+            view = view[self._file.write(view) :]
+        self._filled = max(self._filled - size, 0)
+        self._buffer[: self._filled] = self._buffer[size : size + self._filled]
+
+
+def _open_direct(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)  # a file system without direct writes
+
+
+def read_parts(folder: str, saved: Sequence[SavedPart], parts: Iterable[Part]) -> None:
+    """Fill parts in place from the arrays of their names, however those are cut.
+
+    Raises:
+        DamagedFile: naming it.
+        UserError: an array is not there, or has another shape.
+    """
+    for part in parts:
+        sources = [source for source in saved if source.name == part.name]
+        if not sources:
+            names = ", ".join(sorted({source.name for source in saved})) or "none"
+            raise UserError(f"{folder} has no array {part.name}: it has {names}")
+        if sources[0].shape != part.shape:
+            raise UserError(f"{part.name} of {folder} has the shape {sources[0].shape}, not {part.shape}")
+        missing = part.tensor.numel()
+        for source in sources:
+            missing -= _read_overlap(folder, source, part)
+        if missing:
+            raise DamagedFile(f"{folder} lacks {missing:,} values of {part.name}")
+
+
+def _read_overlap(folder: str, source: SavedPart, part: Part) -> int:
+    """Copy what both have; returns how many values."""
+    low = [max(a, b) for a, b in zip(source.offsets, part.offsets, strict=True)]
+    ends = zip(source.offsets, source.sizes, part.offsets, part.tensor.shape, strict=True)
+    high = [min(a + n, b + m) for a, n, b, m in ends]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        return 0
+    copied = 0
+    for start, rows in read_blocks(folder, source, low[0] - source.offsets[0], high[0] - source.offsets[0]):
+        first = start + source.offsets[0]
+        box = [(max(first, low[0]), min(first + len(rows), high[0])), *zip(low[1:], high[1:], strict=True)]
+        here = tuple(slice(a - at, b - at) for (a, b), at in zip(box, (first, *source.offsets[1:]), strict=True))
+        there = tuple(slice(a - at, b - at) for (a, b), at in zip(box, part.offsets, strict=True))
+        part.tensor[there] = rows[here].to(part.tensor)
+        copied += rows[here].numel()
+    return copied
+
+
+def read_blocks(folder: str, part: SavedPart, low: int = 0, high: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) of each block of a saved part that has rows of [low, high); the tensor is used again.
+
+    Raises:
+        DamagedFile: the file is gone, cut short, or has another content.
+    """
+    url = storage.join(folder, part.file)
+    fs, path = storage.filesystem(url)
+    buffer = memoryview(bytearray(min(part.nbytes, max(BLOCK_BYTES, part.row_bytes))))
+    try:
+        with fs.open(path, "rb") as file:
+            for number, (start, stop) in enumerate(blocks(part)):
+                if stop <= low or (high is not None and start >= high):
+                    continue
+                block = buffer[: (stop - start) * part.row_bytes]
+                file.seek(part.begin + start * part.row_bytes)
+                if not _read_into(file, block) or zlib.crc32(block) != part.checksums[number]:
+                    raise DamagedFile(f"{url} is damaged: rows of {part.name} are not what was saved")
+                yield start, torch.frombuffer(block, dtype=_DTYPES[part.dtype]).view(stop - start, *part.sizes[1:])
+    except FileNotFoundError:
+        raise DamagedFile(f"{url} is missing") from None
+
+
+def _read_into(file: BinaryIO, block: memoryview) -> bool:
+    """Fill the block; whether there was enough."""
+    while block:
+        got = file.readinto(block)  # type: ignore[attr-defined]
+        if not got:
+            return False
+        block = block[got:]
+    return True
+
+
+def check_header(folder: str, parts: Sequence[SavedPart]) -> None:
+    """Check the beginning of a file against its records.
+
+    Raises:
+        DamagedFile: it is another file.
+    """
+    url = storage.join(folder, parts[0].file)
+    fs, path = storage.filesystem(url)
+    wanted = _header(parts, min(part.begin for part in parts))
+    if not fs.exists(path) or fs.cat_file(path, 0, len(wanted)) != wanted:
+        raise DamagedFile(f"{url} is damaged or missing: it does not begin as the file that was saved")
