@@ -16,7 +16,6 @@ dense weights, are copied when the save begins.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -63,7 +62,7 @@ class Saver:
         if kind is None:
             self.finish()
         elif self._flight is not None:
-            self._flight.join(give_up=True)
+            self._flight.give_up()
 
     @property
     def in_flight(self) -> bool:
@@ -87,12 +86,12 @@ class Saver:
         """
         self.finish()
         path = checkpoint.place(self._directory, step)
-        error = self._first(lambda: checkpoint.clear(path))
+        error = self._cleared(path)
         if error:
             self._failed(path, step, error)
             return
         whole = {"dense": dense, "optimizer": optimizer} if self._ranks.is_first else {}
-        self._flight = _Flight(path, step, best, meta, parts, whole, self._ranks.rank, yields=self._config.asynchronous)
+        self._flight = _Flight(path, step, best, meta, parts, whole, self._ranks.rank)
         if not self._config.asynchronous:
             self.finish()
 
@@ -110,31 +109,44 @@ class Saver:
         if self._flight is not None:
             ended = torch.tensor([self._flight.ended, self._flight.error != ""], device=self._ranks.device).long()
             all_ended, failed = self._ranks.sum(ended).tolist()
+            if failed:
+                self._flight.give_up()
             if failed or all_ended == self._ranks.world_size:
-                self.finish(give_up=failed > 0)
+                self._advance(self._flight)
 
-    def finish(self, give_up: bool = False) -> None:
-        """Wait for the save in flight; with `give_up` this rank writes no more, as another has failed.
+    def finish(self) -> None:
+        """Wait for the save in flight.
 
         Raises:
             UserError: as `save`.
         """
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return
-        flight.join(give_up)
-        found = self._ranks.gather((flight.written, flight.error))
-        errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(found) if error]
+        while self._flight is not None:
+            self._flight.join()
+            self._advance(self._flight)
+
+    def _advance(self, flight: _Flight) -> None:
+        """When the threads of all ranks have ended: let the first rank complete the checkpoint, or end the save."""
+        found = self._ranks.gather((flight.written, flight.error, flight.left))
+        errors = [f"rank {rank}: {error}" for rank, (_, error, _) in enumerate(found) if error]
+        if errors:
+            self._flight = None
+            self._failed(flight.path, flight.step, errors[0])
+        elif flight.is_written:
+            self._flight = None
+            if found[0][-1]:
+                self._report(f"older checkpoints of {self._directory} could not be removed: {found[0][-1]}")
+        else:
+            flight.is_written = True
+            if self._ranks.is_first:
+                flight.start(lambda: self._complete(flight, [written for written, *_ in found]))
+
+    def _complete(self, flight: _Flight, written: list[dict[str, Any]]) -> None:
         meta = flight.meta | {"step": flight.step, "best": flight.best, "world_size": self._ranks.world_size}
-        error = (
-            errors[0] if errors else self._first(lambda: checkpoint.complete(flight.path, meta, [w for w, _ in found]))
-        )
-        if error:
-            self._failed(flight.path, flight.step, error)
-            return
-        error = self._first(lambda: checkpoint.retain(self._directory, flight.step, self._config.keep))
-        if error:
-            self._report(f"older checkpoints of {self._directory} could not be removed: {error}")
+        checkpoint.complete(flight.path, meta, written)
+        try:
+            checkpoint.retain(self._directory, flight.step, self._config.keep)
+        except Exception as error:  # of any store; the checkpoint is there
+            flight.left = described(error)
 
     def _failed(self, path: str, step: int, error: str) -> None:
         self.lost.add(step)
@@ -150,14 +162,14 @@ class Saver:
             )
         self._say(f"{text}; training goes on")
 
-    def _first(self, act: Callable[[], None]) -> str:
-        """Let the first rank act; every rank gets its error, "" if there was none. Collective."""
+    def _cleared(self, path: str) -> str:
+        """Make an empty directory for a checkpoint; the error, "" if there was none. Collective."""
 
         def attempt() -> str:
             try:
-                act()
+                checkpoint.clear(path)
             except Exception as error:  # of any store, whose clients have errors of their own
-                return described(error)
+                return f"rank 0: {described(error)}"
             return ""
 
         return self._ranks.from_first(attempt)
@@ -180,11 +192,8 @@ class _Flight:
         parts: Sequence[Part],
         whole: Mapping[str, Mapping[str, Tensor]],
         rank: int,
-        *,
-        yields: bool,
     ) -> None:
         self.path, self.step, self.best, self.meta = path, step, best, meta
-        self._yields = yields
         self.error = ""
         self.written: dict[str, Any] = {"files": {}, "parts": []}
         self._parts = [
@@ -202,16 +211,28 @@ class _Flight:
             torch.zeros(0 if part.copied else len(part.tensor), dtype=torch.bool, device=part.tensor.device)
             for part in self._parts
         ]
+        self.is_written = False
+        """Every rank has written its files."""
+        self.left = ""
+        """Why older checkpoints were left."""
         self._given_up = False
-        self._thread = threading.Thread(target=self._run, name=f"save step {step}", daemon=True)
+        self.start(self._write)
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Let a thread do a part of the save."""
+        self._thread = threading.Thread(target=self._run, args=(work,), name=f"save step {self.step}", daemon=True)
         self._thread.start()
 
     @property
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
-    def join(self, give_up: bool) -> None:
-        self._given_up = give_up
+    def join(self) -> None:
+        self._thread.join()
+
+    def give_up(self) -> None:
+        """End without writing the rest."""
+        self._given_up = True
         self._thread.join()
 
     def keep(self, rows: Tensor) -> None:
@@ -226,21 +247,21 @@ class _Flight:
                 self._kept[number][local] = True
                 self._old[number].append((local, part.tensor[local]))
 
-    def _run(self) -> None:
-        if self._yields:
-            # Training comes first where both want the same core.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            if self._layout:
-                parts = write_parts(self.path, self._layout, self._fill)
-                self.written["parts"] = [asdict(part) for part in parts]
-                self.written["files"][parts[0].file] = checkpoint.file_record(self.path, parts[0].file)
-            for name, content in self._whole.items():
-                with BlockFile(storage.join(self.path, name)) as file:
-                    file.write(content)
-                self.written["files"][name] = checkpoint.file_record(self.path, name, content)
+            work()
         except Exception as error:  # of any store, whose clients have errors of their own
             self.error = "" if self._given_up else described(error)
+
+    def _write(self) -> None:
+        if self._layout:
+            parts = write_parts(self.path, self._layout, self._fill)
+            self.written["parts"] = [asdict(part) for part in parts]
+            self.written["files"][parts[0].file] = checkpoint.file_record(self.path, parts[0].file)
+        for name, content in self._whole.items():
+            with BlockFile(storage.join(self.path, name)) as file:
+                file.write(content)
+            self.written["files"][name] = checkpoint.file_record(self.path, name, content)
 
     def _fill(self, number: int, start: int, stop: int, out: Tensor) -> None:
         """Put rows [start, stop) of a part, as they were at the save, into `out`."""

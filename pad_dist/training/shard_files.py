@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +26,7 @@ from pad_dist import storage
 from pad_dist.errors import UserError
 from pad_dist.sparse.tables import Part
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 _PAGE = 4096
 """What O_DIRECT wants addresses, sizes and places in a file to be multiples of."""
 _TYPES = {
@@ -151,7 +150,9 @@ class BlockFile:
         self._file: BinaryIO | io.FileIO = (
             io.FileIO(path, "w", opener=_open_direct) if self._local else fs.open(path, "wb")
         )
-        self._buffer = memoryview(mmap.mmap(-1, BLOCK_BYTES + _PAGE))
+        # Memory of the allocator's, which a next save finds again: new pages cost more than what is written to them.
+        memory = torch.empty(BLOCK_BYTES + 2 * _PAGE, dtype=torch.uint8)
+        self._buffer = memoryview(memory.numpy().data)[-memory.data_ptr() % _PAGE :][: BLOCK_BYTES + _PAGE]
         self._filled = self._size = 0
 
     def __enter__(self) -> BlockFile:
