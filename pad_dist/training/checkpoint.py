@@ -13,7 +13,6 @@ safetensors or JSON; nothing is unpickled.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import metadata
@@ -26,7 +25,7 @@ from torch import Tensor
 from pad_dist import storage
 from pad_dist.errors import UserError
 from pad_dist.sparse.tables import Part
-from pad_dist.training.shard_files import DamagedFile, SavedPart, check_header, read_blocks, read_parts
+from pad_dist.training.shard_files import DamagedFile, SavedPart, check_header, checksum, read_blocks, read_parts
 
 FORMAT = 1
 """Of what a checkpoint holds and how."""
@@ -54,7 +53,7 @@ def clear(path: str) -> None:
 def file_record(path: str, name: str, content: bytes | None = None) -> dict[str, int]:
     """Bytes of a file, and its checksum if it was written whole (that of tables is with their parts)."""
     fs, folder = storage.filesystem(storage.join(path, name))
-    return {"bytes": fs.size(folder)} | ({} if content is None else {"crc": zlib.crc32(content)})
+    return {"bytes": fs.size(folder)} | ({} if content is None else {"checksum": checksum(content)})
 
 
 def complete(path: str, meta: dict[str, Any], written: Iterable[dict[str, Any]]) -> None:
@@ -131,7 +130,7 @@ def damaged(path: str, share: int = 0, of: int = 1) -> list[str]:
     meta, found = checkpoint_meta(path), []
     for name in sorted(meta["files"])[share::of]:
         try:
-            if "crc" in meta["files"][name]:
+            if "checksum" in meta["files"][name]:
                 _content(path, name, meta)
                 continue
             parts = [part for part in _parts(meta) if part.file == name]
@@ -195,6 +194,6 @@ def _content(path: str, name: str, meta: dict[str, Any]) -> bytes:
     if not storage.exists(url):
         raise DamagedFile(f"{url} is missing")
     content = storage.read_bytes(url)
-    if zlib.crc32(content) != meta["files"][name]["crc"]:
+    if checksum(content) != meta["files"][name]["checksum"]:
         raise DamagedFile(f"{url} is damaged: its content is not what was saved")
     return content

