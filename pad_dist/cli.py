@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pad_dist import data_cli
+from pad_dist import checkpoint_cli, data_cli
 from pad_dist.config_file import load_config
 from pad_dist.doctor import diagnose, print_checks
 from pad_dist.entry import user_errors
@@ -16,6 +16,7 @@ from pad_dist.threads import limit_threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(data_cli.app, name="data")
+app.add_typer(checkpoint_cli.app, name="checkpoint")
 ConfigPath = Annotated[str, typer.Option("--config", help="run YAML, such as configs/demo.yaml")]
 Out = Annotated[str | None, typer.Option("--out", help="directory of the run; default: the config's")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="changes to the config")]

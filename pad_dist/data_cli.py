@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from pad_dist import storage
 from pad_dist.data import versions
@@ -15,7 +13,7 @@ from pad_dist.data.garbage import collect, find_garbage, size_of, text_recipes
 from pad_dist.data.manifest import Manifest, read_manifest
 from pad_dist.data.quality import build_drift
 from pad_dist.entry import user_errors
-from pad_dist.evaluation.report import console
+from pad_dist.evaluation.report import print_table
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="dataset: the config's `dataset`, such as runs/demo/dataset")]
@@ -40,7 +38,7 @@ def list_versions(root: Root) -> None:
             mark = "*" if version == current else ""
             rows.append((mark, version, _created(manifest), *counts, manifest.content_hash()[:12], recipes, size))
         header = ("", "version", "created", "users", "items", "interactions", "content", "texts", "bytes")
-        _print("", header, rows)
+        print_table("", header, rows)
         print(f"* current; text vectors shared by versions: {size_of(storage.join(root, 'text')):,} bytes")
 
 
@@ -54,10 +52,10 @@ def show(
         manifest = _manifest(root, found)
         current = " (current)" if found == versions.find(root) else ""
         print(f"version {found}{current}, created {_created(manifest)}, content {manifest.content_hash()}")
-        _print("counts", ("", "rows"), ((name, f"{count:,}") for name, count in manifest.counts.items()))
-        _print("settings", ("data.", "value"), sorted(_settings(manifest).items()))
-        _print("inputs", ("", "files"), _input_rows(manifest))
-        _print("rejected rows", ("reason", "rows"), ((why, f"{n:,}") for why, n in manifest.rejected.items()))
+        print_table("counts", ("", "rows"), ((name, f"{count:,}") for name, count in manifest.counts.items()))
+        print_table("settings", ("data.", "value"), sorted(_settings(manifest).items()))
+        print_table("inputs", ("", "files"), _input_rows(manifest))
+        print_table("rejected rows", ("reason", "rows"), ((why, f"{n:,}") for why, n in manifest.rejected.items()))
         print(f"item map: {_item_map(manifest)[-1][0]:,} items, grown in {len(_item_map(manifest))} version(s)")
         page = storage.join(versions.version_url(root, found), "quality.html")
         print(f"quality report: {page if storage.exists(page) else 'none'}")
@@ -72,10 +70,10 @@ def diff(root: Root, a: Version, b: Version) -> None:
         drift = build_drift(_quality(root, old), _quality(root, new))
         if then.content_hash() == now.content_hash():
             print("the content is the same")
-        _print("counts", ("", old, new, "change"), _count_rows(then.counts, now.counts))
-        _print("rejected rows", ("", old, new, "change"), _count_rows(then.rejected, now.rejected))
-        _print("settings", ("data.", old, new), _changed(_settings(then), _settings(now)))
-        _print("inputs new or changed", ("", "files"), _input_rows(now, then))
+        print_table("counts", ("", old, new, "change"), _count_rows(then.counts, now.counts))
+        print_table("rejected rows", ("", old, new, "change"), _count_rows(then.rejected, now.rejected))
+        print_table("settings", ("data.", old, new), _changed(_settings(then), _settings(now)))
+        print_table("inputs new or changed", ("", "files"), _input_rows(now, then))
         print(_item_map_line(old, then, new, now))
         _print_drift(drift)
 
@@ -168,20 +166,6 @@ def _count_rows(then: Mapping[str, int], now: Mapping[str, int]) -> Rows:
 
 
 def _print_drift(drift: Mapping[str, Any]) -> None:
-    _print("distance, 0 (equal) to 1", ("of", ""), ((name, f"{d:.3f}") for name, d in drift["distances"].items()))
+    print_table("distance, 0 (equal) to 1", ("of", ""), ((name, f"{d:.3f}") for name, d in drift["distances"].items()))
     for line in drift["moved"]:
         print(f"moved: {line}")
-
-
-def _print(title: str, header: tuple[str, ...], rows: Rows) -> None:
-    """One table; a title alone where there is no row."""
-    table = Table(title=title or None, title_justify="left")
-    for name in header:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows:
-        # Text, as a file name may hold what rich takes for markup.
-        table.add_row(*(Text(str(cell)) for cell in row))
-    if table.row_count:
-        console().print(table)
-    else:
-        print(f"{title}: none")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pad_dist import storage
 from pad_dist.config import STAGES
@@ -109,3 +110,17 @@ def _cell(metrics: Mapping[str, Any] | None) -> str:
 
 def _number(metrics: Mapping[str, Any], metric: str) -> str:
     return f"{metrics[metric]:.4f}" if metrics["users"] else "-"
+
+
+def print_table(title: str, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    """One table; a title alone where there is no row."""
+    table = Table(title=title or None, title_justify="left")
+    for name in header:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        # Text, as a file name may hold what rich takes for markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
+    if table.row_count:
+        console().print(table)
+    else:
+        print(f"{title}: none")

@@ -17,6 +17,7 @@ from torch import Tensor
 from pad_dist.config import SparseConfig
 from pad_dist.errors import UserError
 from pad_dist.sparse.initial import fill_normal
+from pad_dist.sparse.row_shards import row_range
 
 ADAGRAD_EPS = 1e-8
 
@@ -106,13 +107,38 @@ def check_capacity(spec: TableSpec, config: SparseConfig, world_size: int) -> No
         )
 
 
+def check_rows(spec: TableSpec, config: SparseConfig, world_size: int) -> None:
+    """Refuse to cut tables by rows over ranks of which one would have none: the kernels know no empty table.
+
+    Raises:
+        UserError: with the number of ranks that would do.
+    """
+    if config.sharding == "row_wise" and not has_rows(spec.rows, world_size):
+        most = next(count for count in range(world_size, 0, -1) if has_rows(spec.rows, count))
+        raise UserError(
+            f"tables of {spec.rows} rows, cut by rows, leave one of {world_size} ranks without any: use at most {most} "
+            "ranks, or sparse.sharding=table_wise"
+        )
+
+
+def has_rows(rows: int, world_size: int) -> bool:
+    """Whether each rank has a row of a table that is cut by rows.
+
+    >>> has_rows(5, 3), has_rows(5, 4)
+    (True, False)
+    """
+    start, stop = row_range(rows, world_size - 1, world_size)
+    return start < stop
+
+
 def build_tables(spec: TableSpec, config: SparseConfig, device: torch.device, world_size: int) -> Tables:
     """Make the tables of a stage on this rank, uninitialised.
 
     Raises:
-        UserError: they do not fit, or the torch backend is asked for on several ranks.
+        UserError: they do not fit, a rank would have no row, or the torch backend is asked for on several ranks.
     """
     check_capacity(spec, config, world_size)
+    check_rows(spec, config, world_size)
     if config.backend == "torch":
         from pad_dist.sparse.torch_tables import TorchTables
 

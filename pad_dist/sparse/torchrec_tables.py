@@ -23,7 +23,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv
 
 from pad_dist.config import SparseConfig
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec
+from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec, has_rows
 
 _OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -108,7 +108,8 @@ def _plan(
     if config.sharding == "planner":
         # Row-wise Adagrad keeps one number per row; cut by columns a row would have several.
         by_column = [] if config.optimizer == "rowwise_adagrad" else ["column_wise"]
-        shardings = ["table_wise", "row_wise", *by_column]
+        by_row = ["row_wise"] if has_rows(spec.rows, world_size) else []
+        shardings = ["table_wise", *by_row, *by_column]
     constraints = {
         name: ParameterConstraints(sharding_types=shardings, compute_kernels=["fused"]) for name in spec.names
     }

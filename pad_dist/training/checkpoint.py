@@ -143,6 +143,16 @@ def damaged(path: str, share: int = 0, of: int = 1) -> list[str]:
     return found
 
 
+def arrays(path: str) -> list[tuple[str, str, str, int, int]]:
+    """(name, shape, type, parts, bytes) of each table and optimizer state that a checkpoint holds."""
+    saved = _parts(checkpoint_meta(path))
+    by_name = {part.name: [other for other in saved if other.name == part.name] for part in saved}
+    return [
+        (name, " x ".join(map(str, parts[0].shape)), parts[0].dtype, len(parts), sum(part.nbytes for part in parts))
+        for name, parts in sorted(by_name.items())
+    ]
+
+
 def load_dense(path: str) -> dict[str, Tensor]:
     """Dense state of a checkpoint."""
     return _whole(path, "dense.safetensors")

@@ -53,6 +53,14 @@ def test_tables_that_do_not_fit_are_refused_with_the_number_of_ranks_that_would_
     check_capacity(spec, config, 5)
 
 
+def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do() -> None:
+    spec = TableSpec(("id",), 5, 8, lr=0.1, weight_decay=0.0)
+    with pytest.raises(UserError, match=r"5 rows, cut by rows, leave one of 4 ranks without any: use at most 3 ranks"):
+        build_tables(spec, SparseConfig(), CPU, 4)
+    with pytest.raises(UserError, match=r"leave one of 64 ranks without any: use at most 5 ranks"):
+        build_tables(spec, SparseConfig(), CPU, 64)
+
+
 def test_torch_backend_refuses_several_ranks() -> None:
     spec = TableSpec(("id",), 100, 8, lr=0.1, weight_decay=0.0)
     with pytest.raises(UserError, match="use one rank"):
