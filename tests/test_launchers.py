@@ -102,7 +102,7 @@ def test_evaluation_without_a_trained_stage_names_the_command_to_run(tmp_path: P
 
 def test_predecessor_of_other_settings_is_refused(pretrained: Path) -> None:
     line = refusal(launch("align", "--config", str(pretrained), "model.dim=32"))
-    assert "with these settings and data" in line
+    assert "with these settings and data (there: model.dim: 16 -> 32): run" in line
 
 
 def test_damaged_sequence_shard_is_refused_by_name(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ class _Flight:
         with self._lock:
             for rows, values in self._old[number]:
                 first, last = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device)).tolist()
-                out[rows[first:last] - start] = values[first:last].to(out)
+                out[(rows[first:last] - start).to(out.device)] = values[first:last].to(out)
             self._taken[number] = stop
             if stop == len(part.tensor):
                 self._old[number] = []

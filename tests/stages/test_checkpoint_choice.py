@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -101,6 +102,12 @@ def test_a_damaged_one_is_passed_over_by_name(run: Path, ranks: Ranks, file: str
         (line,) = said
         assert line.startswith(f"{place.parent} is passed over") and str(place) in line
     assert "damaged" in refused(run, ranks, f"checkpoint.resume={place.parent}") or file == "COMPLETE"
+
+
+def test_one_whose_best_is_gone_is_passed_over(run: Path, ranks: Ranks) -> None:
+    shutil.rmtree(step_dir(run, 3))
+    path, (line,) = chosen(run, ranks)
+    assert path is None and "step-000000003 is no complete checkpoint" in line
 
 
 def test_other_settings_begin_anew_and_are_told(run: Path, ranks: Ranks) -> None:

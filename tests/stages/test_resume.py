@@ -29,7 +29,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def settings(
-    dataset: str, out: Path, *, dropout: float = 0.0, backbone: str = "sasrec", **training: Any
+    dataset: str,
+    out: Path,
+    *,
+    dropout: float = 0.0,
+    backbone: str = "sasrec",
+    asynchronous: bool = False,
+    **training: Any,
 ) -> dict[str, Any]:
     stage = {"epochs": 2, "sparse_lr": 0.02}
     return {
@@ -38,8 +44,8 @@ def settings(
         "dataset": dataset,
         "model": {"dim": 16, "max_length": 8, "dropout": dropout, "backbone": backbone},
         "training": {"batch_size": 8, "loss": {"negatives": 30}, **training},
-        # Training is to go on from the last save before it was killed.
-        "checkpoint": {"every": 3, "asynchronous": False},
+        # Training that waits for its saves goes on from the last one before it was killed.
+        "checkpoint": {"every": 3, "asynchronous": asynchronous},
         "pretrain": stage,
         "align": stage,
         "disentangle": stage,
@@ -65,12 +71,20 @@ def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_p
     whole, cut = (
         [
             (
-                settings(dataset, tmp_path / name / f"{z}{p}{b}", dropout=0.2, backbone=b, zero_stage=z, precision=p),
+                settings(
+                    dataset,
+                    tmp_path / name / f"{z}{p}{b}",
+                    dropout=0.2,
+                    backbone=b,
+                    asynchronous=a,
+                    zero_stage=z,
+                    precision=p,
+                ),
                 "pretrain",
             )
             for z, p, b in VARIANTS
         ]
-        for name in ("whole", "cut")
+        for name, a in (("whole", True), ("cut", False))
     )
     expected = train(whole, 2)
     train(cut, 2, STOP)
@@ -104,3 +118,10 @@ def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, 
             assert sorted(resumed) == list(range(SAVED, STEPS))
             for step, loss in resumed.items():
                 assert loss == pytest.approx(expected[stage][step], rel=1e-5), (stage, world_size, step)
+
+
+def test_more_ranks_than_users_train_the_same(tmp_path: Path) -> None:
+    few = write_tiny_dataset(tmp_path / "dataset", random_sequences(3, 60, seed=1), 60)
+    one, four = (train([(settings(few, tmp_path / str(count)), "pretrain")], count)[0] for count in (1, 4))
+    assert one.keys() == four.keys() == {0, 1}
+    assert [four[step] for step in one] == pytest.approx(list(one.values()), rel=1e-5)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pad_dist.errors import UserError
+from pad_dist.stages.train import Bests
+from pad_dist.training.loop import Best
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -36,3 +39,20 @@ def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> Non
     shares = json.loads((tmp_path / "shares.json").read_text())
     assert shares["align"] == pytest.approx(0.3, abs=0.07)  # five standard deviations
     assert shares["pretrain"] == shares["disentangle"] == 1
+
+
+def test_the_best_validation_is_the_last_one_whose_checkpoint_was_written() -> None:
+    first, second, third = (Best(epoch, 10 * epoch, {"hr@10": 0.1 * epoch}) for epoch in (1, 2, 3))
+    bests = Bests(None)
+    assert bests.whole(first, set()) == first
+    assert bests.whole(second, set()) == second
+    assert bests.whole(second, {20}) == first
+    assert bests.whole(third, {20}) == third
+    assert bests.whole(third, {20, 30}) == first
+
+
+def test_a_stage_none_of_whose_checkpoints_was_written_ends_with_an_error() -> None:
+    bests, only = Bests(None), Best(0, 0, {"hr@10": 0.1})
+    assert bests.whole(only, set()) == only
+    with pytest.raises(UserError, match="no checkpoint could be written"):
+        bests.whole(only, {0})
