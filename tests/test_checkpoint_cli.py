@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from typer.testing import CliRunner
 
 from pad_dist import storage
@@ -28,15 +26,12 @@ META = {
 
 
 @pytest.fixture(params=["folder", "memory"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, ranks: Ranks) -> str:
     """A stage's directory with one checkpoint in it."""
     directory = str(tmp_path / "align") if request.param == "folder" else f"memory://{uuid.uuid4().hex}/align"
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
     parts = [Part("id", torch.rand(700, 16), (0, 0), (700, 16)), Part("id.momentum1", torch.rand(700), (0,), (700,))]
-    checkpoints.save(directory, 480, parts, Ranks(0, 1, torch.device("cpu"), dist.group.WORLD), meta=META)
-    yield directory
-    dist.destroy_process_group()
+    checkpoints.save(directory, 480, parts, ranks, meta=META)
+    return directory
 
 
 def call(*arguments: str) -> tuple[int, str]:

@@ -9,13 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from pad_dist.config import Config, SparseConfig
 from pad_dist.config_file import load_config
@@ -30,15 +28,6 @@ from tests.support import checkpoints
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """This process as the only rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    yield Ranks(0, 1, CPU, dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -39,15 +37,6 @@ from tests.support import checkpoints
 
 CPU = torch.device("cpu")
 META = {"epoch": 4}
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """This process as the only rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    yield Ranks(0, 1, CPU, dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(params=["folder", "memory"])
