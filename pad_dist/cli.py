@@ -11,7 +11,7 @@ import typer
 from pad_dist import checkpoint_cli, data_cli
 from pad_dist.config_file import load_config
 from pad_dist.doctor import diagnose, print_checks
-from pad_dist.entry import user_errors
+from pad_dist.entry import end_on_signals, user_errors
 from pad_dist.threads import limit_threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -30,6 +30,7 @@ def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> Non
     from pad_dist.pipeline import run as run_pipeline
 
     screen = console()
+    end_on_signals()
     with user_errors():
         settings = load_config(config, overrides, out)
         report = run_pipeline(settings, config, overrides or [], lambda text: screen.print(f"[bold]{text}[/bold]"))

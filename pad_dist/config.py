@@ -188,8 +188,14 @@ class TrainingConfig(Section):
     """Gradient-norm clip of the dense part; 0 is off. The sparse tables are not clipped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = Field(20, ge=1)
-    timeout_minutes: float = Field(30, gt=0)
-    """A collective that takes longer ends the run."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A batch whose loss is NaN or infinite ends the run, or changes nothing and is counted."""
+    first_step_timeout_s: float = Field(1800, gt=0)
+    """Seconds without progress until the first step is done, or in writing a checkpoint, after which the run ends."""
+    step_timeout_s: float = Field(300, gt=0)
+    """The same for later steps, and for each batch of a validation."""
+    restarts: int = Field(0, ge=0)
+    """How often `pad-dist run` starts the ranks of a stage again after one of them died, crashed or hung."""
 
 
 class CheckpointConfig(Section):

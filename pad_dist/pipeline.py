@@ -8,12 +8,9 @@ made from the same settings and input.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shlex
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_dist import storage
+from pad_dist.children import run_children
 from pad_dist.config import STAGES, Config, StageName
 from pad_dist.data import versions
 from pad_dist.data.dataset import MADE_BY, Dataset
@@ -34,6 +32,7 @@ from pad_dist.entry import USER_ERROR_STATUS
 from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
+from pad_dist.local_ranks import run_ranks
 from pad_dist.sparse.tables import TableSpec, check_capacity
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import MAIN_SCORER, PARTS, evaluation_mark, fingerprint, is_trained, stage_dir
@@ -67,7 +66,8 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
 
     Raises:
         UserError: the environment is wrong, or a step of the run failed.
-        SystemExit: with status 2, where a step has told the user's mistake.
+        SystemExit: with status 2, where a step has told the user's mistake; with STOPPED_STATUS, after a signal; with
+            that of a failed rank.
     """
     checks = diagnose(config.out, config.training.world_size, torchrec=config.sparse.backend == "torchrec")
     problems = [check for check in checks if not check.ok]
@@ -100,7 +100,7 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
 
     do(data_steps(this))
     this = pinned(this)
-    do(model_steps(this))
+    do(model_steps(this, say))
     report = _report(this.config, timings)
     write_report(config.out, report)
     return report
@@ -120,15 +120,15 @@ def pinned(this: Run) -> Run:
     return Run(this.config.model_copy(update={"dataset": dataset}), (*this.arguments, f"dataset={json.dumps(dataset)}"))
 
 
-def model_steps(this: Run) -> list[Step]:
+def model_steps(this: Run, say: Callable[[str], None]) -> list[Step]:
     config = this.config
     evaluate = Step(
         "evaluate",
         lambda: _digest(*(evaluation_mark(config, stage) for stage in STAGES)),
         lambda: _digest(*((_evaluation(config, stage) or {}).get("mark") for stage in STAGES)),
-        lambda: _ranks(this, "evaluate"),
+        lambda: _ranks(this, "evaluate", say),
     )
-    return [_embedding(this), *(_train(this, stage) for stage in STAGES), evaluate]
+    return [_embedding(this), *(_train(this, stage, say) for stage in STAGES), evaluate]
 
 
 def _etl(this: Run) -> Step:
@@ -177,7 +177,7 @@ def _synthetic(config: Config) -> Step:
     return Step("synthetic", lambda: mark, found, make)
 
 
-def _train(this: Run, stage: StageName) -> Step:
+def _train(this: Run, stage: StageName, say: Callable[[str], None]) -> Step:
     config = this.config
 
     def make() -> None:
@@ -185,7 +185,7 @@ def _train(this: Run, stage: StageName) -> Step:
         rows = Dataset.open(config.dataset).items + 1
         spec = TableSpec(PARTS[stage].tables, rows, config.model.dim, settings.sparse_lr, settings.weight_decay)
         check_capacity(spec, config.sparse, config.training.world_size)
-        _ranks(this, stage)
+        _ranks(this, stage, say)
 
     def found() -> str | None:
         # The stage keeps its own mark: a launcher may have trained it, here or on a cluster.
@@ -195,33 +195,21 @@ def _train(this: Run, stage: StageName) -> Step:
 
 
 def _spark(this: Run, job: str) -> None:
-    _child([sys.executable, "-m", f"spark_jobs.{job}", *this.arguments], job)
+    command = [sys.executable, "-m", f"spark_jobs.{job}", *this.arguments]
+    failure = run_children([command], [{}])
+    if failure is None:
+        return
+    if failure.status == USER_ERROR_STATUS:
+        # The job has said in one line what is wrong.
+        sys.exit(failure.status)
+    raise UserError(f"{job} ended by {failure}, its message stands above; the command was: {shlex.join(command)}")
 
 
-def _ranks(this: Run, launcher: str) -> None:
-    spec = importlib.util.find_spec(f"launchers.{launcher}")
-    assert spec is not None and spec.origin is not None
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    place = ["--num_gpus", str(this.config.training.world_size), "--master_port", str(_free_port())]
-    command = [deepspeed, "--quiet", *place, spec.origin, *this.arguments]
-    _child(command, launcher, DS_ACCELERATOR=device_kind(this.config.training))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _child(command: list[str], step: str, **environment: str) -> None:
-    status = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
-    if status == USER_ERROR_STATUS:
-        # The step has said in one line what is wrong.
-        sys.exit(status)
-    if status:
-        raise UserError(
-            f"{step} failed with exit status {status}, its message stands above; the command was: {shlex.join(command)}"
-        )
+def _ranks(this: Run, launcher: str, say: Callable[[str], None]) -> None:
+    training = this.config.training
+    command = [sys.executable, "-u", "-m", f"launchers.{launcher}", *this.arguments]
+    environment = {"DS_ACCELERATOR": device_kind(training)}
+    run_ranks(launcher, command, training.world_size, training.restarts, say, **environment)
 
 
 def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Threads of a rank; imported before torch, whose OpenMP reads the environment once."""
+"""Threads of a rank, and what torch may log; imported before torch, which reads the environment once."""
 
 from __future__ import annotations
 
@@ -12,3 +12,5 @@ def limit_threads() -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Where a rank is lost, a stack trace in C++ would hide the line that names it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -40,20 +40,6 @@ def test_our_own_bugs_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("world_size", "waits"), [(None, []), ("1", []), ("2", [10])])
-def test_a_broken_collective_leaves_the_word_to_the_rank_that_ended(
-    monkeypatch: pytest.MonkeyPatch, world_size: str | None, waits: list[int]
-) -> None:
-    waited: list[int] = []
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world_size:
-        monkeypatch.setenv("WORLD_SIZE", world_size)
-    monkeypatch.setattr("pad_dist.entry.time", SimpleNamespace(sleep=waited.append))
-    with pytest.raises(RuntimeError, match="closed by peer"), user_errors():
-        raise RuntimeError("connection closed by peer")
-    assert waited == waits
-
-
 def test_nothing_is_said_where_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
     with user_errors():
         done = True

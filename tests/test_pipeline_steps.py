@@ -70,7 +70,7 @@ def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_p
 
     def embedded(*overrides: str) -> bool:
         config = load_config(f"{tmp_path}/raw.yaml", list(overrides))
-        step, *_ = model_steps(pinned(Run(config, ())))
+        step, *_ = model_steps(pinned(Run(config, ())), print)
         assert step.name == "embed_items"
         return step.found() == step.mark()
 

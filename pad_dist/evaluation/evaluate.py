@@ -63,6 +63,7 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
 
     Raises:
         UserError: on every rank, if no user has a target of the split.
+        Stopped: see `Ranks.proceed`.
     """
     ranks, bins = system.ranks, system.bins
     frequency = torch.from_numpy(system.dataset.item_columns(bins.start, bins.stop)[0])
@@ -97,6 +98,7 @@ def _user_groups(system: System, pad: Pad, split: Split, least_bytes: int) -> It
         rank=ranks.rank,
         world_size=ranks.world_size,
     ):
+        ranks.proceed(f"ranks users, {split}")
         batch = system.eval_to_device(host_batch)
         vectors = pad.encode(batch.inputs, batch.lengths, system.rows(batch.items))
         own = Users(vectors, batch.targets, batch.history, batch.history_lengths)
@@ -132,6 +134,7 @@ def _candidates(system: System, pad: Pad, scorers: Sequence[str], frequency: Ten
             for name, (columns, kind) in shapes.items()
         }
         for offset in range(0, rows, LOOKUP_ROWS):
+            ranks.proceed("looks up the catalogue")
             part = slice(offset, min(offset + LOOKUP_ROWS, len(items)))
             looked_up = system.rows(items[part])
             alone = pad.catalogue(looked_up, gated=False)

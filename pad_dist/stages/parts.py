@@ -138,7 +138,9 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json"),
         "sparse": config.sparse.model_dump(mode="json", exclude={"backend", "sharding", "memory_gib"}),
         "training": config.training.model_dump(
-            mode="json", exclude={"world_size", "zero_stage", "device", "log_every", "timeout_minutes"}
+            mode="json",
+            exclude={"world_size", "zero_stage", "device", "log_every"}
+            | {"non_finite", "first_step_timeout_s", "step_timeout_s", "restarts"},
         ),
         "evaluation": {"every": config.evaluation.every},
         stage: config.stage(stage).model_dump(mode="json"),

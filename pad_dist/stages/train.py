@@ -16,7 +16,7 @@ from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch
 from pad_dist.data.hashing import DROPOUT, hash_ids
 from pad_dist.data.loader import train_batches
-from pad_dist.data.order import steps_per_epoch
+from pad_dist.data.order import epoch_batches, steps_per_epoch
 from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
@@ -35,6 +35,9 @@ from pad_dist.training.saving import Saver
 
 Validate = Callable[[System, Pad], Metrics]
 """Validation metrics of a system whose dense weights are those of the given module."""
+
+MOST_SKIPPED_IN_A_ROW = 10
+"""After so many batches without a finite loss it is not the batches that are broken."""
 
 
 def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Validate) -> Best:
@@ -82,6 +85,7 @@ def _train(system: System, validate: Validate) -> Best:
     bests = Bests(start.best if start else None)
 
     def save(progress: Progress) -> Best:
+        ranks.watch.beat("writes a checkpoint", patient=True)
         if ranks.is_first:
             storage.remove(result)
         saver.finish()
@@ -90,7 +94,7 @@ def _train(system: System, validate: Validate) -> Best:
             progress.step,
             parts=system.tables.parts(),
             dense=scoring_weights(),
-            optimizer=trainer.optimizer_state() if progress.step else {},
+            optimizer=trainer.optimizer_state() if progress.step > progress.skipped else {},
             best=progress.best.step,
             meta={
                 **about,
@@ -124,6 +128,7 @@ def _train(system: System, validate: Validate) -> Best:
         )
         if start:
             recorder.say(f"goes on from {kept}: {start.step} steps are done")
+        ranks.stop.defer()
         best = fit(
             schedule,
             start=start,
@@ -132,6 +137,7 @@ def _train(system: System, validate: Validate) -> Best:
             set_lr_scale=trainer.set_lr_scale,
             validate=validate_now,
             save=save,
+            stopping=lambda: trainer.stopping,
             recorder=recorder,
         )
         saver.finish()
@@ -177,15 +183,18 @@ class Trainer:
         self.objective = StageObjective(system.pad, system.stage, config, system.dataset.items, group).train()
         self._engine = build_engine(self.objective, _parameter_groups(system), config.training)
         self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
+        self._skipped_in_a_row = 0
+        self.stopping = False
+        """Whether any rank was told to end when the newest step was taken; equal on all ranks."""
 
     def restore(self, path: str) -> Progress:
         """Go on from a checkpoint whose weights the system has taken already. Collective."""
         values = checkpoint_meta(path)["progress"]
         progress = Progress(**values | {"best": Best(**values["best"])})
-        if progress.step:
+        if progress.step > progress.skipped:
             # The optimizers make room for their state in a step, which here has no learning rate.
             self.set_lr_scale(0.0)
-            self.step(0, next(self.batches(1)))
+            next(batch for batch in self.batches(1) if self._take(0, batch).isfinite())
             load_optimizer_state(self._engine, load_optimizer(path))
             tables = self._system.tables
             load_parts(path, [part for part in tables.parts() if part.name not in tables.spec.names])
@@ -212,16 +221,61 @@ class Trainer:
         )
 
     def step(self, number: int, batch: Batch) -> Tensor:
-        """Step `number`: look up, project, score, one backward (which steps the tables), one dense step."""
+        """Take step `number` and give its GLOBAL loss; one that is not finite changes nothing.
+
+        Raises:
+            UserError: on every rank, if the loss is not finite and such a batch is not to be skipped.
+        """
+        loss = self._take(number, batch)
+        self._skipped_in_a_row = 0 if loss.isfinite() else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row:
+            self._refuse_or_skip(number)
+        self._system.ranks.watch.step_done(number + 1)
+        return loss
+
+    def _take(self, number: int, batch: Batch) -> Tensor:
+        """Look up, project, score, one backward (which steps the tables), one dense step."""
         # Dropout is a function of step and rank, so that a resumed run draws what an uninterrupted one would.
-        config, rank = self._system.config, self._system.ranks.rank
-        torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([rank]))[0]) >> 1)
+        config, ranks = self._system.config, self._system.ranks
+        torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([ranks.rank]))[0]) >> 1)
+        ranks.watch.beat(f"computes the loss of step {number + 1}")
         batch = self._system.to_device(batch)
-        loss = self._engine(batch, self._system.rows(batch.items))
-        self._before_change(batch.items)
-        self._engine.backward(loss)
-        self._engine.step()
-        return self._system.ranks.sum(loss.detach().float()) / self._system.ranks.world_size
+        share = self._engine(batch, self._system.rows(batch.items))
+        ranks.watch.beat(f"waits for the loss of step {number + 1}")
+        # Before the backward, which steps the tables. The wish to end rides along.
+        self._share = share.detach().float() / ranks.world_size
+        sums = ranks.sum(torch.stack([self._share, self._share.new_tensor(float(ranks.stop.requested))])).cpu()
+        loss, self.stopping = sums[0], bool(sums[1])
+        if loss.isfinite():
+            self._before_change(batch.items)
+            self._engine.backward(share)
+            self._engine.step()
+        return loss
+
+    def _refuse_or_skip(self, number: int) -> None:
+        system, training = self._system, self._system.config.training
+        if training.non_finite == "skip" and self._skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
+            return
+        ranks, steps = system.ranks, steps_per_epoch(system.dataset.users, training.batch_size)
+        broken = torch.zeros(ranks.world_size, device=ranks.device)
+        broken[ranks.rank] = ~self._share.isfinite()
+        on = [str(rank) for rank, found in enumerate(ranks.sum(broken).tolist()) if found]
+        epoch, place, seed = number // steps + 1, number % steps, system.config.seed
+        rows = next(epoch_batches(seed, epoch, system.dataset.shard_rows, training.batch_size, start_step=place))
+        users = f"{', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''}"
+        where = (
+            f"step {number + 1} (epoch {epoch}, step {place + 1} of {steps}, seed {seed}; users in rows {users} of the "
+            f"dataset; on rank {', '.join(on)})"
+        )
+        if training.non_finite == "skip":
+            raise UserError(
+                f"the loss is not finite for {self._skipped_in_a_row} batches in a row, up to {where}: the weights "
+                "themselves are broken; lower the learning rates and train again"
+            )
+        raise UserError(
+            f"the loss of {where} is not finite: lower the learning rates, look at the text vectors, or set "
+            "training.non_finite=skip and run the same command again"
+        )
 
     def set_lr_scale(self, scale: float) -> None:
         """Multiply the learning rates of tables and dense part."""

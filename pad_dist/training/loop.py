@@ -11,6 +11,7 @@ from torch import Tensor
 from pad_dist.config import StageConfig
 from pad_dist.data.batches import Batch
 from pad_dist.training.metrics import Recorder
+from pad_dist.training.stop import Stopped
 
 Metrics = dict[str, Any]
 
@@ -47,6 +48,8 @@ class Progress:
     place: int
     step: int
     best: Best
+    skipped: int = 0
+    """Steps, of all, that changed nothing because their loss was not finite."""
 
 
 def fit(
@@ -58,6 +61,7 @@ def fit(
     set_lr_scale: Callable[[float], None],
     validate: Callable[[], Metrics],
     save: Callable[[Progress], Best],
+    stopping: Callable[[], bool],
     recorder: Recorder,
 ) -> Best:
     """Train until validation hr@10 stops growing; returns the best validation.
@@ -65,35 +69,52 @@ def fit(
     Args:
         start: None at the beginning; else what `save` was given when the current weights were kept.
         batches: this rank's batches of an epoch from a place on, the same number on every rank.
-        train_step: takes step number n (from 0) and gives the GLOBAL loss, a scalar.
+        train_step: takes step number n (from 0) and gives the GLOBAL loss, a scalar; where that is not finite, it has
+            changed nothing.
         set_lr_scale: multiplies every learning rate of the stage.
         validate: metrics of the current weights, equal on all ranks.
         save: keeps the current weights, and gives the best validation whose weights are kept.
+        stopping: whether to end after this step; equal on all ranks.
+
+    Raises:
+        Stopped: training was told to end; everything up to now is saved.
     """
     stage = schedule.stage
     if start is None:
         start = Progress(1, 0, 0, Best(0, 0, validate()))
         recorder.validation(epoch=0, step=0, metrics=start.best.metrics, best=True)
         save(start)
-    step, best = start.step, start.best
+    step, best, skipped = start.step, start.best, start.skipped
     epoch, done = start.epoch, start.place
     while epoch <= stage.epochs:
         recorder.start_clock(done)
         for place, batch in enumerate(batches(epoch, done), start=done + 1):
-            if step <= stage.warmup_steps or step == start.step:
-                set_lr_scale(min(1.0, (step + 1) / (stage.warmup_steps + 1)))
+            taken = step - skipped
+            if taken <= stage.warmup_steps or step == start.step:
+                set_lr_scale(min(1.0, (taken + 1) / (stage.warmup_steps + 1)))
             loss = train_step(step, batch)
             step += 1
             recorder.count(schedule.batch_size)
-            if place % schedule.log_every == 0 or place == schedule.steps_per_epoch:
+            if not loss.isfinite():
+                skipped += 1
+                recorder.skipped(epoch=epoch, step=step, place=place, skipped=skipped)
+            elif place % schedule.log_every == 0 or place == schedule.steps_per_epoch:
                 recorder.training(epoch=epoch, step=step, place=place, steps=schedule.steps_per_epoch, loss=loss.item())
-            if schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch:
-                best = save(Progress(epoch, place, step, best))
+            stop = stopping()
+            if stop or (schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch):
+                best = save(Progress(epoch, place, step, best, skipped))
+            if stop:
+                raise Stopped
         done = 0
         if epoch % schedule.validate_every and epoch != stage.epochs:
             epoch += 1
             continue
-        metrics = validate()
+        try:
+            metrics = validate()
+        except Stopped:
+            if step > start.step:
+                save(Progress(epoch, schedule.steps_per_epoch, step, best, skipped))
+            raise
         improved = metrics["hr@10"] > best.metrics["hr@10"]
         recorder.validation(epoch=epoch, step=step, metrics=metrics, best=improved)
         if improved:
@@ -102,5 +123,5 @@ def fit(
         if over:
             recorder.say(f"no better validation hr@10 for {stage.patience} epochs: stop, keep epoch {best.epoch}")
         epoch = stage.epochs + 1 if over else epoch + 1
-        best = save(Progress(epoch, 0, step, best))
+        best = save(Progress(epoch, 0, step, best, skipped))
     return best

@@ -66,6 +66,11 @@ class Recorder:
         self.say(f"epoch {epoch} step {place}/{steps} loss {loss:.4f} {speed:,.0f} sequences/s eta {eta:.0f} s")
         self._write("train", step, epoch, {"loss": loss, "sequences_per_s": speed})
 
+    def skipped(self, *, epoch: int, step: int, place: int, skipped: int) -> None:
+        """Report a training step that changed nothing, one of `skipped` in all."""
+        self.say(f"epoch {epoch} step {place} skipped, its loss is not finite: {skipped} skipped in all")
+        self._write("skipped", step, epoch, {"skipped": skipped})
+
     def validation(self, *, epoch: int, step: int, metrics: dict[str, Any], best: bool) -> None:
         """Report a validation."""
         values = {"hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"], "cold_hr@10": metrics["cold"]["hr@10"]}

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pad_dist.config import TrainingConfig
+from pad_dist.entry import STOPPED_STATUS, USER_ERROR_STATUS, print_error, print_stopped
 from pad_dist.errors import UserError
+from pad_dist.training.stop import Stop, Stopped
+from pad_dist.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Ranks:
     world_size: int
     device: torch.device
     group: dist.ProcessGroup
+    stop: Stop = field(default_factory=Stop)
+    watch: Watch = field(default_factory=lambda: Watch(0, 1, inf, inf))
 
     @property
     def is_first(self) -> bool:
@@ -72,6 +79,17 @@ class Ranks:
         """Wait for every rank."""
         dist.barrier(self.group)
 
+    def proceed(self, doing: str) -> None:
+        """Report progress outside of training steps, or end where any rank was told to. Collective.
+
+        Raises:
+            Stopped: on every rank.
+        """
+        self.watch.beat(doing)
+        stop = torch.tensor(int(self.stop.requested), device=self.device)
+        if stop if self.world_size == 1 else self.sum(stop):
+            raise Stopped
+
 
 def device_kind(config: TrainingConfig) -> str:
     """`cpu` or `cuda`; `auto` is CUDA where torch sees a device.
@@ -101,21 +119,70 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
     device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
-    backend, timeout = "nccl" if kind == "cuda" else "gloo", timedelta(minutes=config.timeout_minutes)
+    backend, timeouts = "nccl" if kind == "cuda" else "gloo", (config.first_step_timeout_s, config.step_timeout_s)
+    # The watch ends a rank that waits too long, and says for whom; the engine's own timeout comes after it.
+    timeout = timedelta(seconds=60 + max(timeouts))
     if alone:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(backend, timeout=timeout)
     group = dist.group.WORLD
     assert group is not None
+    stop, watch = Stop(), Watch(dist.get_rank(), dist.get_world_size(), *timeouts)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, group)
-        # Without it a rank that is still sending is sometimes aborted at exit.
-        dist.barrier()
+        with stop.listening(), _ending_together(stop, watch):
+            watch.open()
+            yield Ranks(dist.get_rank(), dist.get_world_size(), device, group, stop, watch)
     finally:
         dist.destroy_process_group()
         for name in _ALONE if alone else ():
             del os.environ[name]
+
+
+@contextmanager
+def _ending_together(stop: Stop, watch: Watch) -> Iterator[None]:
+    """Let no rank wait for one that has ended: what ends one of them ends all, and one of them tells."""
+    try:
+        yield
+        _leave(watch)
+    except Stopped:
+        _leave(watch)
+        if dist.get_rank() == 0:
+            print_stopped()
+        raise SystemExit(STOPPED_STATUS) from None
+    except BaseException as error:
+        stop.defer()  # the launcher may send a signal as soon as another rank has ended
+        if isinstance(error, RuntimeError):
+            watch.end_where_a_rank_is_lost(error)
+        status = _status(error)
+        if watch.is_first_to_end(status):
+            _tell(error)
+            watch.wait_for_others()
+        raise SystemExit(status) from None
+    finally:
+        watch.close()
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    return USER_ERROR_STATUS if isinstance(error, UserError) else 1
+
+
+def _tell(error: BaseException) -> None:
+    if _status(error) == STOPPED_STATUS:
+        print_stopped()
+    elif isinstance(error, UserError):
+        print_error(error)
+    else:
+        print_error("a bug, or a machine that failed:")
+        traceback.print_exception(error)
+
+
+def _leave(watch: Watch) -> None:
+    watch.close()
+    # Without it a rank that is still sending is sometimes aborted at exit.
+    dist.barrier()
 
 
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

@@ -34,12 +34,13 @@ from pad_dist.sparse.tables import Part
 from pad_dist.training import checkpoint
 from pad_dist.training.ranks import Ranks
 from pad_dist.training.shard_files import BlockFile, layout, write_parts
+from pad_dist.training.stop import Stopped
 
 
 class Saver:
     """Writes the checkpoints of one stage, one at a time. All methods are collective.
 
-    As a context manager it ends the last save when the block ends, and drops it when the block fails.
+    As a context manager it ends the last save when the block ends, by a signal too, and drops it when the block fails.
 
     Attributes:
         lost: steps whose checkpoint could not be written.
@@ -59,7 +60,7 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind in (None, Stopped):
             self.finish()
         elif self._flight is not None:
             self._flight.give_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -17,9 +18,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     A rank that raises or outlives `timeout` seconds fails the test and ends the others.
     """
-    # Ranks are forks of a process that has imported the engines, which takes longer than most tests.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec", "tests.support.ranks"])
+    context = forkserver()
     results: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         places = [(f"file://{folder}/store", rank, world_size) for rank in range(world_size)]
@@ -35,6 +34,14 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
                 process.kill()
                 process.join()
     return [found[rank] for rank in range(world_size)]
+
+
+def forkserver() -> Any:
+    """A context whose processes are forks of one that has imported the engines, which takes longer than most tests."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pad_dist.launch", "tests.support.ranks"])
+    return context
 
 
 def _result(results: Any, timeout: float) -> tuple[int, Any]:

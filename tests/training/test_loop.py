@@ -33,9 +33,11 @@ class Stage:
         every: int = 1,
         log_every: int = 2,
         save_every: int = 0,
+        nan: tuple[int, ...] = (),
         **settings: Any,
     ) -> None:
         self.hits = iter(hits)
+        self.nan = nan
         self.left: list[str] = []
         self.saved: list[Progress] = []
         self.scales: list[float] = []
@@ -50,6 +52,7 @@ class Stage:
                 set_lr_scale=self.scales.append,
                 validate=self.validate,
                 save=self.save,
+                stopping=lambda: False,
                 recorder=recorder,
             )
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -64,7 +67,7 @@ class Stage:
 
     def step(self, number: int, batch: Batch) -> Tensor:
         self.left.append("step")
-        return torch.tensor(0.5)
+        return torch.tensor(torch.nan if number in self.nan else 0.5)
 
     def validate(self) -> Metrics:
         self.left.append("validate")
@@ -125,6 +128,13 @@ def test_losses_are_told_every_few_steps_and_at_the_end_of_the_epoch(tmp_path: P
     stage = Stage(tmp_path, [0.1] * 3, epochs=2, log_every=2)
     assert stage.places("train") == [(1, 2), (1, 3), (2, 5), (2, 6)]
     assert {line["loss"] for line in stage.lines if line["kind"] == "train"} == {0.5}
+
+
+def test_a_skipped_step_is_counted_and_leaves_the_warm_up_where_it_was(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.1] * 3, epochs=2, warmup_steps=3, nan=(1, 5), save_every=2)
+    assert stage.scales == pytest.approx([0.25, 0.5, 0.5, 0.75, 1.0])
+    assert [now.skipped for now in stage.saved] == [0, 1, 1, 1, 2]
+    assert stage.places("skipped") == [(1, 2), (2, 6)] and stage.places("train") == [(1, 3), (2, 5)]
 
 
 @pytest.mark.parametrize("stop", range(9))

@@ -1,0 +1,80 @@
+"""Child processes that end together: one that fails ends the others, and signals are passed on to all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pad_dist.entry import STOPPED_STATUS, print_stopped
+
+GRACE_S = 15.0
+"""What the others have to end by themselves, and to say why, after one has failed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first of several processes that failed; a negative status is the number of a signal."""
+
+    place: int
+    pid: int
+    status: int
+
+    def __str__(self) -> str:
+        if self.status >= 0:
+            return f"exit status {self.status}"
+        perhaps = " (is there enough memory?)" if self.status == -signal.SIGKILL else ""
+        return f"{signal.Signals(-self.status).name}{perhaps}"
+
+
+def run_children(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> Failure | None:
+    """Run commands side by side, each with variables of its own, until all have ended.
+
+    On SIGTERM or SIGINT they are told to end, and may take the time they need; a second signal kills them.
+
+    Raises:
+        SystemExit: with STOPPED_STATUS, after a signal.
+    """
+    failure = None
+    with _signals() as received:
+        pairs = zip(commands, environments, strict=True)
+        children = [subprocess.Popen(command, env={**os.environ, **own}) for command, own in pairs]
+        sent, deadline = None, float("inf")
+        while living := [child for child in children if child.poll() is None]:
+            if failure is None:
+                failure = _first_failure(children)
+                deadline = time.monotonic() + GRACE_S if failure else deadline
+            kill = len(received) > 1 or time.monotonic() > deadline
+            wanted = signal.SIGKILL if kill else signal.SIGTERM if received or failure else None
+            if wanted not in (None, sent):
+                for child in living:
+                    child.send_signal(wanted)
+                sent = wanted
+            time.sleep(0.05)
+        if received:
+            print_stopped()
+            sys.exit(STOPPED_STATUS)
+    return failure or _first_failure(children)
+
+
+def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> Failure | None:
+    failed = ((place, child) for place, child in enumerate(children) if child.returncode)
+    return next((Failure(place, child.pid, child.returncode) for place, child in failed), None)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals to end that come inside."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda got, frame: received.append(got)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
