@@ -28,7 +28,7 @@ from pad_dist.sparse.row_shards import row_range
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = str(ROOT / "launchers" / "pretrain.py")
-RANKS, DIM, BATCH, STEPS, VALIDATED = 2, 64, 256, 20, 256
+RANKS, DIM, BATCH, STEPS, VALIDATED = 2, 64, 256, 20, 64
 SETTINGS = {
     "name": "table-memory",
     "model": {"dim": DIM, "max_length": 20},
