@@ -11,7 +11,9 @@ from pad_dist.config import Config
 from pad_dist.evaluation import evaluate, ranking
 from pad_dist.stages.system import build_system, initialise
 from pad_dist.stages.train import Trainer
+from pad_dist.training.checkpoint import best_checkpoint, load_parts
 from pad_dist.training.ranks import Ranks
+from tests.support.checkpoints import save
 from tests.support.ranks import run_ranks
 
 ROWS, DIM = 2_000_000, 64
@@ -21,7 +23,7 @@ BLOCK = 1 << 23
 
 
 def growth(url: str) -> dict[str, int]:
-    """Most bytes that each phase holds above what the process held at first, without and with the whole shard."""
+    """Most bytes that a rank holds in each phase above what the process held at first."""
     evaluate.VECTOR_BYTES = ranking.SCORE_BYTES = BLOCK
     evaluate.LOOKUP_ROWS = 1 << 13
     ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"), dist.group.WORLD)
@@ -42,8 +44,10 @@ def growth(url: str) -> dict[str, int]:
     found["trained"] = peak(begun)
     evaluate.validate(system, system.pad.eval())
     found["ranked"] = peak(begun)
-    system.tables.state(), system.tables.optimizer_state()
-    found["shown"] = peak(begun)
+    save(f"{url}/saved", 1, system.tables.parts(), ranks)
+    found["saved"] = peak(begun)
+    load_parts(best_checkpoint(f"{url}/saved", "the test"), system.tables.parts())
+    found["loaded"] = peak(begun)
     return found
 
 
