@@ -120,8 +120,15 @@ def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, 
                 assert loss == pytest.approx(expected[stage][step], rel=1e-5), (stage, world_size, step)
 
 
-def test_more_ranks_than_users_train_the_same(tmp_path: Path) -> None:
+def test_more_ranks_than_users_train_the_same_with_checkpoints_in_another_place(tmp_path: Path) -> None:
     few = write_tiny_dataset(tmp_path / "dataset", random_sequences(3, 60, seed=1), 60)
-    one, four = (train([(settings(few, tmp_path / str(count)), "pretrain")], count)[0] for count in (1, 4))
-    assert one.keys() == four.keys() == {0, 1}
-    assert [four[step] for step in one] == pytest.approx(list(one.values()), rel=1e-5)
+    write_tiny_text(few, 12)
+    found = []
+    for count in (1, 4):
+        elsewhere = {"checkpoint": {"root": f"{tmp_path}/kept {count}"}}
+        found.append(train([(settings(few, tmp_path / f"{count}") | elsewhere, stage) for stage in STAGES], count))
+        assert not list((tmp_path / f"{count}").glob("*/step-*"))
+        assert {path.parent.name for path in (tmp_path / f"kept {count}").glob("*/step-*")} == set(STAGES)
+    for one, four in zip(*found, strict=True):
+        assert one.keys() == four.keys() == {0, 1}
+        assert [four[step] for step in one] == pytest.approx(list(one.values()), rel=1e-5)
