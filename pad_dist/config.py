@@ -92,25 +92,39 @@ class SparseConfig(Section):
 
     backend: Literal["torchrec", "torch"] = "torchrec"
     """`torch`: one process, plain tensors, for machines without fbgemm."""
-    sharding: Literal["row_wise", "table_wise", "column_wise", "planner"] = "row_wise"
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adamw"] = "rowwise_adagrad"
-    """`adamw` (dense, over the whole table) exists in the torch backend alone."""
+    sharding: Literal["row_wise", "table_wise", "column_wise", "grid", "planner"] = "row_wise"
+    """What a rank holds of a table: a range of rows, all of it, some columns, a block of rows and columns, or what
+    TorchRec's planner finds best among the first three."""
+    grid_columns: int = Field(2, ge=2)
+    """Parts that `grid` cuts a row into. The reads of a much wanted row are spread over as many ranks."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Type of the rows; what is looked up, and the state of the optimizers, is fp32 always."""
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "partial_rowwise_adam", "adamw"] = "rowwise_adagrad"
+    """`adam` and `partial_rowwise_adam` exist on CUDA alone, `adamw` (dense, over the whole table) in the torch
+    backend alone."""
+    uvm: bool = False
+    """CUDA only: let the planner place rows in the host's memory, those in use cached on the device."""
     init_std: float | None = Field(0.02, gt=0)
     """Standard deviation of a new row; null: Xavier-normal over the whole table (the paper's)."""
-    memory_gib: float = Field(8.0, gt=0)
-    """Memory a rank may spend on tables and their optimizer state."""
+    memory_gib: float | None = Field(None, gt=0)
+    """Memory that a rank may use in all; null: that of its device (on CPU its share of the machine's)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.optimizer == "adamw" and self.backend != "torch":
             raise ValueError(
-                "sparse.optimizer=adamw has no fbgemm CPU kernel: use rowwise_adagrad, "
+                "sparse.optimizer=adamw has no fbgemm kernel: use rowwise_adagrad, "
                 "or sparse.backend=torch on one process"
             )
-        if self.sharding == "column_wise" and self.optimizer == "rowwise_adagrad":
+        if self.backend == "torch" and (self.optimizer in ("adam", "partial_rowwise_adam") or self.uvm):
+            what = "sparse.uvm" if self.uvm else f"sparse.optimizer={self.optimizer}"
+            raise ValueError(f"{what} is fbgemm's: use sparse.backend=torchrec, or adamw with the torch backend")
+        if self.optimizer == "adamw" and self.precision == "fp16":
+            raise ValueError("sparse.optimizer=adamw steps fp32 rows alone: use sparse.precision=fp32")
+        if self.sharding in ("column_wise", "grid") and self.optimizer in ("rowwise_adagrad", "partial_rowwise_adam"):
             raise ValueError(
-                "sparse.sharding=column_wise would keep one rowwise_adagrad state per part of a row, which changes "
-                "the result: use optimizer=adagrad or another sharding"
+                f"sparse.sharding={self.sharding} would keep one {self.optimizer} state per part of a row, which "
+                "changes the result: use optimizer=adagrad or another sharding"
             )
         return self
 
@@ -264,8 +278,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.sparse.backend == "torchrec" and self.model.dim % 4:
-            raise ValueError(f"model.dim={self.model.dim} must be a multiple of 4 for TorchRec tables")
+        if self.sparse.backend == "torchrec":
+            parts = self.sparse.grid_columns if self.sparse.sharding == "grid" else 1
+            if self.model.dim % (4 * parts):
+                cut = f" cut into {parts} by sparse.grid_columns" if parts > 1 else ""
+                raise ValueError(
+                    f"model.dim={self.model.dim} must be a multiple of {4 * parts} for TorchRec tables{cut}"
+                )
         if self.continue_from and os.path.realpath(self.continue_from) == os.path.realpath(self.out):
             raise ValueError(f"continue_from={self.continue_from} is where this run writes: give it another --out")
         return self

@@ -33,7 +33,6 @@ from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.local_ranks import run_ranks
-from pad_dist.sparse.tables import TableSpec, check_capacity
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import MAIN_SCORER, PARTS, evaluation_mark, fingerprint, is_trained, stage_dir
 from pad_dist.training.ranks import device_kind
@@ -181,10 +180,6 @@ def _train(this: Run, stage: StageName, say: Callable[[str], None]) -> Step:
     config = this.config
 
     def make() -> None:
-        settings = config.stage(stage)
-        rows = Dataset.open(config.dataset).items + 1
-        spec = TableSpec(PARTS[stage].tables, rows, config.model.dim, settings.sparse_lr, settings.weight_decay)
-        check_capacity(spec, config.sparse, config.training.world_size)
         _ranks(this, stage, say)
 
     def found() -> str | None:

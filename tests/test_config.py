@@ -258,6 +258,20 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
             "disentangle.freeze: Tuple should have at most 2",
         ),
         ({"sparse": {"sharding": "column_wise"}}, "sparse.sharding=column_wise would keep one rowwise_adagrad state"),
+        (
+            {"sparse": {"sharding": "grid", "optimizer": "partial_rowwise_adam"}},
+            "sparse.sharding=grid would keep one partial_rowwise_adam state",
+        ),
+        (
+            {"sparse": {"sharding": "grid", "optimizer": "adagrad"}, "model": {"dim": 12}},
+            "model.dim=12 must be a multiple of 8 for TorchRec tables cut into 2 by sparse.grid_columns",
+        ),
+        ({"sparse": {"backend": "torch", "optimizer": "adam"}}, "sparse.optimizer=adam is fbgemm's"),
+        ({"sparse": {"backend": "torch", "uvm": True}}, "sparse.uvm is fbgemm's"),
+        (
+            {"sparse": {"backend": "torch", "optimizer": "adamw", "precision": "fp16"}},
+            "sparse.optimizer=adamw steps fp32 rows alone",
+        ),
         ({"data": {"synthetic": {}, "items": "x.csv"}}, "set both data.interactions and data.items, or neither"),
     ],
 )

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 BLOCK_ROWS = 4096
+BLOCK_VALUES = 1 << 24
+"""64 MiB of fp32: wider tables are drawn in blocks of fewer rows."""
+
+
+def block_rows(dim: int) -> int:
+    """Rows that are drawn at a time."""
+    return max(1, min(BLOCK_ROWS, BLOCK_VALUES // dim))
 
 
 def fill_normal(
@@ -16,9 +23,10 @@ def fill_normal(
 ) -> None:
     """Fill one shard in place with its part of the table's N(0, std^2) values.
 
-    The table is drawn in blocks of BLOCK_ROWS rows from a counter-based generator
-    keyed by (seed, table) and the block's number, so a rank makes only the blocks
-    that it holds, one at a time.
+    The table is drawn in blocks of `block_rows(dim)` rows from a counter-based
+    generator keyed by (seed, table) and the block's number, so a rank makes only the
+    blocks that it holds, one at a time. Rows in half precision are those in single
+    precision, rounded.
 
     Args:
         shard: [rows, columns] part of the table, any device and floating type.
@@ -27,12 +35,15 @@ def fill_normal(
         first_column: table column of shard[:, 0].
     """
     rows, columns = shard.shape
+    size = block_rows(dim)
     key = np.array([seed, zlib.crc32(table.encode())], dtype=np.uint64)
-    for block in range(first_row // BLOCK_ROWS, -(-(first_row + rows) // BLOCK_ROWS)):
+    values = np.empty((size, dim), np.float32)
+    for block in range(first_row // size, -(-(first_row + rows) // size)):
         generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
-        values = generator.standard_normal((BLOCK_ROWS, dim), dtype=np.float32)
-        start = max(first_row, block * BLOCK_ROWS)
-        stop = min(first_row + rows, (block + 1) * BLOCK_ROWS)
-        part = values[start - block * BLOCK_ROWS : stop - block * BLOCK_ROWS, first_column : first_column + columns]
+        generator.standard_normal(dtype=np.float32, out=values)
+        values *= np.float32(std)
+        start = max(first_row, block * size)
+        stop = min(first_row + rows, (block + 1) * size)
+        part = values[start - block * size : stop - block * size, first_column : first_column + columns]
         with torch.no_grad():
-            shard[start - first_row : stop - first_row].copy_(torch.from_numpy(part)).mul_(std)
+            shard[start - first_row : stop - first_row].copy_(torch.from_numpy(part))

@@ -22,7 +22,8 @@ Lookup = Callable[[Tensor], Tensor]
 
 NEIGHBOURS = 10
 _QUERY_ROWS = 256
-_KNOWN_ROWS = 1 << 14
+_KNOWN_VALUES = 1 << 22
+"""Float64 values of known rows, or of cosines with them, held at once: 32 MiB."""
 _STEPS = 10**9
 """Cosines are compared in steps of 1e-9, far above rounding in float64: equal texts tie on any number of ranks."""
 _LOW_BITS = 32
@@ -64,8 +65,9 @@ def nearest_known(new: Tensor, text: Lookup, bins: RowShards, known: int) -> Ten
     queries = F.normalize(text(new).double(), dim=1)
     best = torch.full((len(new), NEIGHBOURS), _NONE, device=new.device)
     # Every rank looks up as often as the one with the most rows.
-    for offset in range(0, longest, _KNOWN_ROWS):
-        low, high = min(start + offset, stop), min(start + offset + _KNOWN_ROWS, stop)
+    size = max(1, _KNOWN_VALUES // max(queries.shape))
+    for offset in range(0, longest, size):
+        low, high = min(start + offset, stop), min(start + offset + size, stop)
         items = torch.arange(low, high, device=new.device)
         rows = F.normalize(text(items).double(), dim=1)
         cosines = (queries @ rows.T * _STEPS).round().long()

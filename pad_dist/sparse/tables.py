@@ -70,6 +70,9 @@ class Tables(ABC):
     def set_lr(self, lr: float) -> None:
         """Change the learning rate of all tables."""
 
+    def set_step(self, step: int) -> None:  # noqa: B027 (most optimizers need none)
+        """Tell the number of the step to come, from 0, to optimizers that correct their moments by it."""
+
     def initialise(self, *, seed: int, std: float | None) -> None:
         """Fill every part; std None is Xavier-normal, sqrt(2 / (rows + dim))."""
         std = std if std is not None else math.sqrt(2 / (self.spec.rows + self.spec.dim))
@@ -85,26 +88,19 @@ class Tables(ABC):
             )
 
 
-def table_bytes(spec: TableSpec, optimizer: str) -> int:
-    """Bytes of all tables of a stage with their optimizer state (fp32)."""
-    state_per_row = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": 4 * spec.dim, "adamw": 12 * spec.dim}[optimizer]
-    return len(spec.names) * spec.rows * (4 * spec.dim + state_per_row)
-
-
-def check_capacity(spec: TableSpec, config: SparseConfig, world_size: int) -> None:
-    """Refuse tables that the ranks cannot hold, before anything is allocated.
+def check_kernels(config: SparseConfig, kind: str) -> None:
+    """Refuse what fbgemm has no kernel for on a device of that kind ("cpu" or "cuda").
 
     Raises:
-        UserError: with what is needed and how many ranks would do.
+        UserError: naming what does work there.
     """
-    needed = table_bytes(spec, config.optimizer)
-    budget = config.memory_gib * 2**30
-    if needed > budget * world_size:
+    if kind == "cpu" and config.optimizer in ("adam", "partial_rowwise_adam"):
         raise UserError(
-            f"tables {', '.join(spec.names)} of {spec.rows:,} x {spec.dim} need {needed / 2**30:.1f} GiB with "
-            f"{config.optimizer} state, more than {world_size} rank(s) x sparse.memory_gib={config.memory_gib:g}: "
-            f"use at least {math.ceil(needed / budget)} ranks or raise sparse.memory_gib"
+            f"sparse.optimizer={config.optimizer} has no CPU kernel in fbgemm: use rowwise_adagrad, adagrad or sgd "
+            "on a CPU, or training.device=cuda"
         )
+    if kind == "cpu" and config.uvm:
+        raise UserError("sparse.uvm places rows beside a GPU's memory, and this run is on a CPU: set sparse.uvm=false")
 
 
 def check_rows(spec: TableSpec, config: SparseConfig, world_size: int) -> None:
@@ -113,8 +109,9 @@ def check_rows(spec: TableSpec, config: SparseConfig, world_size: int) -> None:
     Raises:
         UserError: with the number of ranks that would do.
     """
-    if config.sharding == "row_wise" and not has_rows(spec.rows, world_size):
-        most = next(count for count in range(world_size, 0, -1) if has_rows(spec.rows, count))
+    rows = spec.rows * (config.grid_columns if config.sharding == "grid" else 1)
+    if config.sharding in ("row_wise", "grid") and not has_rows(rows, world_size):
+        most = next(count for count in range(world_size, 0, -1) if has_rows(rows, count))
         raise UserError(
             f"tables of {spec.rows} rows, cut by rows, leave one of {world_size} ranks without any: use at most {most} "
             "ranks, or sparse.sharding=table_wise"
@@ -135,9 +132,10 @@ def build_tables(spec: TableSpec, config: SparseConfig, device: torch.device, wo
     """Make the tables of a stage on this rank, uninitialised.
 
     Raises:
-        UserError: they do not fit, a rank would have no row, or the torch backend is asked for on several ranks.
+        UserError: there is no kernel or no placement for them, a rank would have no row, or the torch backend is asked
+            for on several ranks.
     """
-    check_capacity(spec, config, world_size)
+    check_kernels(config, device.type)
     check_rows(spec, config, world_size)
     if config.backend == "torch":
         from pad_dist.sparse.torch_tables import TorchTables
@@ -147,7 +145,7 @@ def build_tables(spec: TableSpec, config: SparseConfig, device: torch.device, wo
                 f"sparse.backend=torch holds whole tables in one process, but world_size is {world_size}: "
                 "use one rank, or sparse.backend=torchrec"
             )
-        return TorchTables(spec, config.optimizer, device)
+        return TorchTables(spec, config, device)
     # Imported here so that the torch backend works where fbgemm does not exist.
     from pad_dist.sparse.torchrec_tables import TorchRecTables
 

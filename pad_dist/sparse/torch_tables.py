@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pad_dist.config import SparseConfig
 from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec
 
 
 class TorchTables(Tables):
     """Whole tables in this process, for machines without fbgemm and for dense AdamW."""
 
-    def __init__(self, spec: TableSpec, optimizer: str, device: torch.device) -> None:
+    def __init__(self, spec: TableSpec, config: SparseConfig, device: torch.device) -> None:
         self.spec = spec
-        self._tables = {name: _Table(spec, optimizer, device) for name in spec.names}
+        self._tables = {name: _Table(spec, config, device) for name in spec.names}
 
     def lookup(self, items: Tensor) -> dict[str, Tensor]:
         return {name: table.lookup(items) for name, table in self._tables.items()}
@@ -33,19 +34,20 @@ class TorchTables(Tables):
 
 
 class _Table:
-    def __init__(self, spec: TableSpec, optimizer: str, device: torch.device) -> None:
-        self.weight = torch.nn.Parameter(torch.zeros(spec.rows, spec.dim, device=device))
+    def __init__(self, spec: TableSpec, config: SparseConfig, device: torch.device) -> None:
+        dtype = torch.float32 if config.precision == "fp32" else torch.float16
+        self.weight = torch.nn.Parameter(torch.zeros(spec.rows, spec.dim, device=device, dtype=dtype))
         self._lr = spec.lr
-        self._optimizer = optimizer
+        self._optimizer = config.optimizer
         self._adamw: torch.optim.AdamW | None = None
-        if optimizer == "adamw":
+        if self._optimizer == "adamw":
             self._adamw = torch.optim.AdamW([self.weight], lr=spec.lr, weight_decay=spec.weight_decay)
         else:
-            width = spec.dim if optimizer == "adagrad" else 1
+            width = spec.dim if self._optimizer == "adagrad" else 1
             self._sum_squares = torch.zeros(spec.rows, width, device=device)
 
     def lookup(self, items: Tensor) -> Tensor:
-        rows = self.weight.detach()[items].requires_grad_(torch.is_grad_enabled())
+        rows = self.weight.detach()[items].float().requires_grad_(torch.is_grad_enabled())
         if rows.requires_grad:
             # Runs once per backward, when the whole gradient of these rows is known: a fused step.
             rows.register_post_accumulate_grad_hook(lambda r: self._step(items, r))
@@ -81,4 +83,5 @@ class _Table:
             squares = grad.square() if self._optimizer == "adagrad" else grad.square().mean(-1, keepdim=True)
             self._sum_squares.index_add_(0, items, squares)
             grad = grad / (self._sum_squares[items].sqrt() + ADAGRAD_EPS)
-        self.weight.index_add_(0, items, grad, alpha=-self._lr)
+        # Not index_add_, which would add in the type of the rows; items are unique.
+        self.weight[items] = (self.weight[items].float() - self._lr * grad).to(self.weight.dtype)

@@ -136,7 +136,9 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
         "dataset": dataset.content_hash,
         "text": text,
         "model": config.model.model_dump(mode="json"),
-        "sparse": config.sparse.model_dump(mode="json", exclude={"backend", "sharding", "memory_gib"}),
+        "sparse": config.sparse.model_dump(
+            mode="json", exclude={"backend", "sharding", "grid_columns", "uvm", "memory_gib"}
+        ),
         "training": config.training.model_dump(
             mode="json",
             exclude={"world_size", "zero_stage", "device", "log_every"}

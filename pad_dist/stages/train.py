@@ -238,6 +238,7 @@ class Trainer:
         # Dropout is a function of step and rank, so that a resumed run draws what an uninterrupted one would.
         config, ranks = self._system.config, self._system.ranks
         torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([ranks.rank]))[0]) >> 1)
+        self._system.tables.set_step(number)
         ranks.watch.beat(f"computes the loss of step {number + 1}")
         batch = self._system.to_device(batch)
         share = self._engine(batch, self._system.rows(batch.items))

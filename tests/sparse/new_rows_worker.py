@@ -45,7 +45,7 @@ def save(directory: str, variant: str) -> None:
 
 def grown(directory: str, variant: str, in_use: int = KNOWN) -> dict[str, NDArray[np.float32]]:
     """Whole tables of all items: known rows from the checkpoint, new ones from their neighbours."""
-    new_rows._KNOWN_ROWS = 128  # several blocks on any rank
+    new_rows._KNOWN_VALUES = 128 * 256  # several blocks on any rank
     world_size = dist.get_world_size()
     group = _ranks().group if world_size > 1 else None
     tables = build_tables(_spec(ROWS), _config(variant), CPU, world_size)

@@ -20,25 +20,32 @@ from tests.support.checkpoints import save
 ROWS, DIM, STEPS = 501, 256, 4  # wide enough to be cut by columns
 CPU = torch.device("cpu")
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
-SHARDINGS = ("row_wise", "table_wise", "column_wise", "planner")
+SHARDINGS = ("row_wise", "table_wise", "column_wise", "grid", "planner")
+PRECISIONS = ("fp32", "fp16")
 
 
 def largest_differences() -> dict[str, float]:
-    """Largest difference between TorchRec and torch tables after training, by optimizer and sharding."""
-    return {
-        f"{optimizer} {sharding}": _difference(SparseConfig(optimizer=optimizer, sharding=sharding))
+    """Largest difference between TorchRec and torch tables after training, by optimizer, sharding and precision."""
+    return {f"{c.optimizer} {c.sharding} {c.precision}": _difference(c) for c in configs()}
+
+
+def configs() -> list[SparseConfig]:
+    """Everything that a CPU can do; rows that are cut have no row-wise state."""
+    return [
+        SparseConfig(optimizer=optimizer, sharding=sharding, precision=precision)
         for optimizer in OPTIMIZERS
         for sharding in SHARDINGS
-        if (optimizer, sharding) != ("rowwise_adagrad", "column_wise")
-    }
+        for precision in PRECISIONS
+        if optimizer != "rowwise_adagrad" or sharding not in ("column_wise", "grid")
+    ]
 
 
 def parts_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]]:
     """Of each sharding and optimizer this rank's parts (name, offsets, shape, values) and the torch backend's."""
     found = {}
     for optimizer in ("rowwise_adagrad", "adagrad"):
-        for sharding in SHARDINGS[:3]:
-            if (optimizer, sharding) != ("rowwise_adagrad", "column_wise"):
+        for sharding in SHARDINGS[:4]:
+            if optimizer != "rowwise_adagrad" or sharding not in ("column_wise", "grid"):
                 tables = _tables(SparseConfig(optimizer=optimizer, sharding=sharding))
                 _train(tables)
                 whole = build_tables(_spec(), SparseConfig(optimizer=optimizer, backend="torch"), CPU, 1)
@@ -47,6 +54,40 @@ def parts_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]
                 parts = [(p.name, p.offsets, p.shape, p.tensor.numpy()) for p in tables.parts()]
                 found[f"{optimizer} {sharding}"] = (parts, {p.name: p.tensor.numpy() for p in whole.parts()})
     return found
+
+
+def halves_are_rounded() -> bool:
+    """Whether fp16 tables of both backends, under every sharding, are the fp32 ones rounded, and looked up as fp32."""
+    agree = True
+    items = torch.arange(ROWS)
+    for config in [c for c in configs() if c.precision == "fp16" and c.optimizer == "adagrad"]:
+        for values in [config.model_dump(), {**config.model_dump(), "backend": "torch", "sharding": "row_wise"}]:
+            halves, singles = (
+                build_tables(_spec(), SparseConfig(**values | {"precision": precision}), CPU, _world_size(values))
+                for precision in ("fp16", "fp32")
+            )
+            for tables in (halves, singles):
+                tables.initialise(seed=3, std=0.02)
+            agree &= all(part.tensor.dtype == torch.float16 for part in halves.weights())
+            with torch.no_grad():
+                pairs = zip(halves.lookup(items).values(), singles.lookup(items).values(), strict=True)
+                agree &= all(torch.equal(half, single.half().float()) for half, single in pairs)
+    return agree
+
+
+def _world_size(values: dict[str, Any]) -> int:
+    return 1 if values["backend"] == "torch" else dist.get_world_size()
+
+
+def corrected_by_step() -> int:
+    """What an optimizer that counts takes for the number of the step after seven, having seen a validation too."""
+    tables = _tables(SparseConfig())
+    with torch.no_grad():
+        tables.lookup(torch.arange(5))
+    tables.set_step(7)
+    tables.lookup(torch.arange(5))
+    (count,) = {int(kernel.iter_cpu) for kernel in tables._kernels()}  # type: ignore[attr-defined]
+    return count
 
 
 def frozen_rows_agree() -> bool:

@@ -1,9 +1,11 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
+from pad_dist.sparse import initial
 from pad_dist.sparse.initial import BLOCK_ROWS, fill_normal
 
 ROWS, DIM = 2 * BLOCK_ROWS + 700, 6
@@ -25,6 +27,35 @@ def test_row_wise_shards_hold_the_rows_of_the_whole_table(cuts: list[int]) -> No
 def test_column_wise_shards_hold_the_columns_of_the_whole_table() -> None:
     whole = fill(0, ROWS)
     assert torch.equal(torch.cat([fill(0, ROWS, 0, 2), fill(0, ROWS, 2, 4)], dim=1), whole)
+
+
+def test_wide_tables_are_drawn_in_blocks_of_fewer_rows_and_cut_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initial, "BLOCK_VALUES", 100 * DIM)
+    whole = fill(0, 350)
+    assert len(torch.unique(whole)) > 0.99 * whole.numel()
+    assert torch.equal(torch.cat([fill(0, 130), fill(130, 220)]), whole)
+    assert torch.equal(torch.cat([fill(0, 350, 0, 2), fill(0, 350, 2, 4)], dim=1), whole)
+
+
+def test_a_row_is_a_function_of_seed_table_and_row_not_of_how_many_there_are() -> None:
+    assert torch.equal(fill(0, ROWS)[:900], fill(0, 900))
+
+
+def test_no_temporary_exceeds_64_mib() -> None:
+    dim = 8192
+    shard = torch.empty(3000, dim)
+    assert len(shard) > initial.block_rows(dim)  # more than one block
+    tracemalloc.start()
+    fill_normal(shard, table="id", dim=dim, first_row=5, first_column=0, std=1.0, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2**20 < peak < 64 * 2**20 + 2**16
+
+
+def test_half_precision_rounds_once() -> None:
+    half = torch.empty(ROWS, DIM, dtype=torch.float16)
+    fill_normal(half, table="id", dim=DIM, first_row=0, first_column=0, std=0.5, seed=5)
+    assert torch.equal(half, fill(0, ROWS).half())
 
 
 def test_values_are_normal_with_the_asked_deviation_and_differ_by_seed_and_table() -> None:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 
 from pad_dist.config import SparseConfig
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import TableSpec, build_tables, check_capacity
+from pad_dist.sparse.tables import TableSpec, build_tables
 from tests.sparse import tables_worker as worker
 from tests.support.ranks import run_ranks
 
@@ -16,8 +18,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_torchrec_and_torch_backends_learn_the_same_rows(world_size: int) -> None:
     for differences in run_ranks(worker.largest_differences, world_size, timeout=120):
-        assert len(differences) == len(worker.OPTIMIZERS) * len(worker.SHARDINGS) - 1
-        assert max(differences.values()) < 1e-6, differences
+        assert len(differences) == len(worker.configs()) == 26
+        for config, difference in differences.items():
+            # Rows of up to 1 in half precision are rounded by 2**-12 in each of four steps, by each backend its way.
+            assert difference < (1e-6 if config.endswith("fp32") else 8 * 2**-12), config
 
 
 def test_parts_of_all_ranks_make_the_whole_arrays_under_every_sharding() -> None:
@@ -45,12 +49,35 @@ def test_tables_load_at_another_world_size_and_under_another_name(
     assert all(run_ranks(worker.loads_what_was_saved, loaded_by, str(tmp_path)))
 
 
-def test_tables_that_do_not_fit_are_refused_with_the_number_of_ranks_that_would_do() -> None:
-    spec = TableSpec(("id",), 10_000_000, 128, lr=0.1, weight_decay=0.0)  # 5.16e9 bytes with row-wise state
-    config = SparseConfig(memory_gib=1)
-    with pytest.raises(UserError, match=r"4\.8 GiB .* at least 5 ranks"):
-        check_capacity(spec, config, 2)
-    check_capacity(spec, config, 5)
+def test_half_precision_rows_start_as_those_in_single_precision_rounded_and_are_looked_up_in_single() -> None:
+    assert run_ranks(worker.halves_are_rounded, 2) == [True, True]
+
+
+def test_the_step_that_moments_are_corrected_by_is_that_of_training_whatever_was_looked_up_between() -> None:
+    assert run_ranks(worker.corrected_by_step, 1) == [8]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "partial_rowwise_adam"])
+def test_what_has_no_cpu_kernel_is_refused_before_anything_is_allocated(optimizer: str) -> None:
+    spec = TableSpec(("id",), 10**12, 8, lr=0.1, weight_decay=0.0)
+    with pytest.raises(UserError, match=f"optimizer={optimizer} has no CPU kernel .* use rowwise_adagrad, adagrad or"):
+        build_tables(spec, SparseConfig(optimizer=optimizer), CPU, 1)
+    with pytest.raises(UserError, match=r"sparse\.uvm places rows beside a GPU's memory"):
+        build_tables(spec, SparseConfig(uvm=True), CPU, 1)
+
+
+def test_a_shard_is_allocated_once_and_filled_where_it_lies() -> None:
+    # The high-water mark counts pages of the process, so the tables have one of their own.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sparse.allocation_worker"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    for line in done.stdout.splitlines():
+        variant, grown, held = line.rsplit(maxsplit=2)
+        assert int(held) > 150e6 and 0.98 * int(held) < int(grown) < int(held) + 20e6, variant
 
 
 def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do() -> None:

@@ -91,6 +91,8 @@ def test_a_setting_that_matters_redoes_its_stage_and_the_later_ones(
         "training.restarts=3",
         "sparse.sharding=planner",
         "sparse.backend=torch",
+        "sparse.grid_columns=4",
+        "sparse.uvm=true",
         "sparse.memory_gib=1",
         "evaluation.batch_size=7",
         "evaluation.cold_max_frequency=9",
