@@ -17,6 +17,7 @@ from pad_dist.threads import limit_threads
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(data_cli.app, name="data")
 app.add_typer(checkpoint_cli.app, name="checkpoint")
+DEVICES = "cpu (this machine), h100, h200, a100-40, a100-80, l4, v100-16, v100-32, or GiB of a GPU"
 ConfigPath = Annotated[str, typer.Option("--config", help="run YAML, such as configs/demo.yaml")]
 Out = Annotated[str | None, typer.Option("--out", help="directory of the run; default: the config's")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="changes to the config")]
@@ -37,6 +38,25 @@ def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> Non
     screen.print(report_table(report))
     screen.print(bin_table(report))
     screen.print(f"report: {settings.out}/report.json")
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    world_size: Annotated[int | None, typer.Option(min=1, help="ranks; default: training.world_size")] = None,
+    device: Annotated[str, typer.Option(help=f"of a rank: {DEVICES}")] = "cpu",
+    items: Annotated[int | None, typer.Option(min=1, help="of a catalogue that is not there yet")] = None,
+    text_dim: Annotated[int | None, typer.Option(min=1, help="width of a text model that is not known")] = None,
+    ranks_per_machine: Annotated[
+        int | None, typer.Option(min=1, help="that share a CPU's memory; default: all")
+    ] = None,
+) -> None:
+    """What each stage needs on a rank, line by line, and the smallest number of ranks; allocates nothing."""
+    from pad_dist.capacity.report import print_plan
+
+    with user_errors():
+        print_plan(load_config(config, overrides), world_size, device, items, text_dim, ranks_per_machine)
 
 
 @app.command()

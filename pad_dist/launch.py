@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pad_dist import storage
+from pad_dist.capacity.plan import check_capacity
 from pad_dist.config import STAGES, Config, StageName
 from pad_dist.config_file import config_from_arguments
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
+from pad_dist.devices import local_ranks, this_device
 from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
@@ -24,6 +26,8 @@ def train_main(stage: StageName) -> None:
         with launched(config.training) as ranks:
             config = _pinned(config, ranks)
             check_ready(config, stage, path)
+            device = this_device(ranks.device.type, local_ranks(ranks.world_size))
+            check_capacity(config, stage, device, ranks.world_size)
             train_stage(config, stage, ranks, validate)
 
 

@@ -113,10 +113,10 @@ def test_damaged_sequence_shard_is_refused_by_name(tmp_path: Path) -> None:
     assert "sequences/part-00001.parquet differs from the manifest" in line
 
 
-def test_tables_larger_than_the_ranks_memory_are_refused(tmp_path: Path) -> None:
+def test_a_stage_larger_than_the_ranks_memory_is_refused(tmp_path: Path) -> None:
     file = settings(tmp_path)
-    line = refusal(launch("pretrain", "--config", str(file), "sparse.memory_gib=0.000001"))
-    assert "use at least 6 ranks" in line
+    line = refusal(launch("pretrain", "--config", str(file), "sparse.memory_gib=0.1"))
+    assert "pretrain of 80 items needs" in line and "on each of 1 rank(s)" in line
     assert not (tmp_path / "run").exists()
 
 

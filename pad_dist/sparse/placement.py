@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 
 from pad_dist.config import SparseConfig
 from pad_dist.devices import Device
+from pad_dist.errors import UserError
 from pad_dist.sparse.row_shards import row_range
 from pad_dist.sparse.tables import TableSpec
 
 DEVICE_SHARE = {"fused": 1.0, "fused_uvm_caching": 0.2, "fused_uvm": 0.0}
 """TorchRec's kernels, and the share of a block's rows that each keeps on the device (fbgemm's default size of a cache);
 all rows, and the state of their optimizer, then lie in the host's memory."""
+
+
+STATES = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": 1, "adam": 2, "partial_rowwise_adam": 2, "adamw": 2}
+"""Arrays of state that each optimizer keeps for a table."""
+
+
+class PlacementError(UserError):
+    """TorchRec's planner finds no placement within the memory of the devices."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +58,33 @@ def unstacked(first: int, stop: int, rows: int, dim: int) -> Iterator[tuple[slic
         yield slice(low - first, high - first), low - part * rows, part * dim
 
 
-def place(spec: TableSpec, config: SparseConfig, device: Device, world_size: int) -> list[Block]:
-    """The blocks of all ranks. Allocates nothing.
+def place(
+    spec: TableSpec, config: SparseConfig, device: Device, world_size: int, ranks: int | None = None
+) -> list[Block]:
+    """The blocks of all ranks, or (in closed form) of the first `ranks`, which hold the most. Allocates nothing.
 
     Raises:
-        UserError: the planner finds no placement within the memory of the devices.
+        PlacementError: see there.
     """
     if config.backend == "torch":
         return [Block(name, 0, 0, spec.rows, 0, spec.dim) for name in spec.names]
-    if config.sharding in ("row_wise", "grid") and not config.uvm:
+    if in_closed_form(config):
         held = stacked(spec, config)
         return [
             Block(name, rank, row, local.stop - local.start, column, held.dim)
             for name in spec.names
-            for rank in range(world_size)
+            for rank in range(ranks or world_size)
             for local, row, column in unstacked(*row_range(held.rows, rank, world_size), spec.rows, held.dim)
         ]
     # Imported here: a plan in closed form needs no fbgemm.
     from pad_dist.sparse.planning import planned
 
     return planned(spec, config, device, world_size)
+
+
+def in_closed_form(config: SparseConfig) -> bool:
+    """Whether TorchRec's planner has no choice."""
+    return config.backend == "torch" or (config.sharding in ("row_wise", "grid") and not config.uvm)
 
 
 def block_bytes(block: Block, config: SparseConfig) -> tuple[int, int]:

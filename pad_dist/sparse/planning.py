@@ -24,8 +24,7 @@ from torchrec.modules.embedding_configs import DataType
 
 from pad_dist.config import SparseConfig
 from pad_dist.devices import Device
-from pad_dist.errors import UserError
-from pad_dist.sparse.placement import DEVICE_SHARE, Block, stacked
+from pad_dist.sparse.placement import DEVICE_SHARE, Block, PlacementError, stacked
 from pad_dist.sparse.tables import ADAGRAD_EPS, TableSpec, has_rows
 
 _OPTIMIZERS = {
@@ -80,7 +79,7 @@ def plan(
     """What TorchRec makes of the config: with a group the same on every rank (collective), else found here alone.
 
     Raises:
-        UserError: the tables fit in no way.
+        PlacementError: the tables fit in no way.
     """
     topology = TopologyFactory.create_topology(
         TrainerConfig(
@@ -104,7 +103,7 @@ def plan(
     try:
         found = planner.collective_plan(collection, sharders, group) if group else planner.plan(collection, sharders)
     except PlannerError as error:
-        raise UserError(
+        raise PlacementError(
             f"the TorchRec planner finds no {config.sharding} placement of {spec.rows:,} x {spec.dim} tables on "
             f"{world_size} rank(s) of {device.memory / 2**30:.3g} GiB: use more ranks or sparse.sharding=row_wise "
             f"({str(error).strip().splitlines()[0]})"

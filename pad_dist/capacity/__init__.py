@@ -1,0 +1,1 @@
+"""What a stage needs on every rank, before any of it is allocated."""

@@ -1,0 +1,90 @@
+"""What start, step, evaluation and save need for a while: the largest of what each holds at one moment.
+
+Sizes that vary from batch to batch are taken at their largest: every sequence of
+full length, every item another.
+"""
+
+from __future__ import annotations
+
+from pad_dist.capacity.held import dense_parameters
+from pad_dist.capacity.lines import Line
+from pad_dist.capacity.sizes import DataSize, StepSize
+from pad_dist.config import Config, StageName
+from pad_dist.devices import Device
+from pad_dist.evaluation.evaluate import LOOKUP_ROWS, USER_BYTES, VECTOR_BYTES
+from pad_dist.evaluation.ranking import SCORE_BYTES
+from pad_dist.sparse.initial import block_rows
+from pad_dist.sparse.row_shards import row_range
+from pad_dist.stages.parts import PARTS, needs_text
+
+
+def phases(
+    config: Config, stage: StageName, data: DataSize, device: Device, world_size: int, step: StepSize
+) -> dict[str, list[Line]]:
+    """Lines of each phase, on top of what is held."""
+    rows = row_range(data.items + 1, 0, world_size)[1]
+    return {
+        "start": _start(config, stage, data, device, rows),
+        "step": _step(config, stage, data, world_size, step),
+        "evaluation": _evaluation(config, stage, data, rows),
+    }
+
+
+def _start(config: Config, stage: StageName, data: DataSize, device: Device, rows: int) -> list[Line]:
+    on_gpu = device.kind == "cuda"
+    lines = [Line("first values of rows", block_rows(config.model.dim) * config.model.dim * 4, on_host=on_gpu)]
+    if needs_text(stage):
+        # A file is read into Arrow, decoded and copied; on its way to a GPU the rank's whole range is on the host.
+        read = 3 * min(config.text.rows_per_shard, data.items) * data.text_dim * 2
+        lines.append(Line("text files", read + on_gpu * rows * data.text_dim * 2, on_host=on_gpu))
+    return lines
+
+
+def _step(config: Config, stage: StageName, data: DataSize, world_size: int, step: StepSize) -> list[Line]:
+    model, parts = config.model, PARTS[stage]
+    width = 2 if config.training.precision == "bf16" else 4
+    experts = len(parts.experts)
+    # Of each table: rows sent, received, put in order, cast, and the gradients on the same way back.
+    lookups = len(parts.tables) * step.unique * model.dim * 4 * 6
+    if needs_text(stage):
+        lookups += step.unique * data.text_dim * (2 * 2 + 4 * 3)
+    # Of a position in a block: inputs and outputs of norms, projections, attention, feed-forward and dropouts.
+    per_position = 30 * model.dim + 3 * model.heads * model.max_length
+    encoder = experts * step.positions * width * (4 * model.dim + model.blocks * per_position)
+    projected = sum(name != "id" for name in parts.experts) * step.unique * model.dim * width
+    projector = projected * 3 * (1 + model.projector_layers)
+    scored = 1 + (experts if stage == "disentangle" and config.disentangle.expert_loss else 0)
+    per_logit = (3 * 4 + 1) if config.training.loss.kind == "sampled_softmax" else 0
+    own_vectors = step.positions * model.dim * experts * 4 * 3
+    lines = [
+        Line("looked-up rows and gradients", lookups),
+        Line("activations", encoder + projector),
+        Line("logits", scored * step.positions * (step.negatives + 1) * per_logit + own_vectors),
+        Line("dense gradients on their way", 4 * dense_parameters(config, stage, data.text_dim)[1]),
+    ]
+    if stage == "align" and config.align.gamma:
+        # Samples of all ranks, gathered and joined, then both sides centred and scaled.
+        samples = world_size * step.unique
+        lines.append(Line("MK-MMD samples of all ranks", samples * (2 * (2 * model.dim + 1) + 4 * model.dim) * 4))
+    return lines
+
+
+def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> list[Line]:
+    width = config.model.dim * len(PARTS[stage].experts) * 4
+    block = min(rows, max(1, VECTOR_BYTES // width))
+    per_user = width + 8 * (2 + -(-data.interactions // data.users))
+    users = min(data.users, config.evaluation.batch_size + (0 if block == rows else USER_BYTES // per_user))
+    scores = min(users * block * 4, max(SCORE_BYTES, 2 * block * 4))
+    looked_up = len(PARTS[stage].tables) * config.model.dim * 4 * 6 + 2 * (width if stage != "pretrain" else 0)
+    if needs_text(stage):
+        looked_up += data.text_dim * (2 * 2 + 4 * 3)
+    return [
+        # And of each its item_index, its place among the rows and a padded copy for the search.
+        Line("item vectors", block * (width + 3 * 8)),
+        # The next ones are computed while the last ones are there.
+        Line("scores", 2 * scores),
+        # Answered, received, put in order, cut and copied; then what the dense part makes of them.
+        Line("looked-up rows", min(LOOKUP_ROWS, rows) * looked_up),
+        # As they come, joined, ordered by target.
+        Line("users", 3 * users * per_user),
+    ]

@@ -1,0 +1,42 @@
+"""What one step sends: bytes that leave a rank for the others."""
+
+from __future__ import annotations
+
+from pad_dist.capacity.held import dense_parameters
+from pad_dist.capacity.lines import Line
+from pad_dist.capacity.sizes import DataSize, StepSize
+from pad_dist.config import Config, StageName
+from pad_dist.sparse.placement import Block
+from pad_dist.stages.parts import PARTS, needs_text
+
+
+def traffic(
+    config: Config, stage: StageName, data: DataSize, world_size: int, step: StepSize, blocks: list[Block]
+) -> list[Line]:
+    """Lines of the collectives of one step; rows are spread evenly, so that 1 / world_size of them stay on the rank.
+
+    Dense gradients go round a ring: reduced and gathered, or (ZeRO 1 and higher) reduced to their owners, who then
+    give out new weights; ZeRO 3 gathers weights for forward and for backward instead.
+    """
+    others = (world_size - 1) / world_size
+    tables, dim = len(PARTS[stage].tables), config.model.dim
+    rows = tables * step.unique * dim * 4
+    frozen = step.unique * (1 + (data.text_dim * 2 if needs_text(stage) else 0))
+    # Every part of a row that is cut by columns is asked for by itself.
+    cuts = len({(block.table, block.first_column) for block in blocks})
+    ids = 8 * step.unique * (cuts + 1 + needs_text(stage))
+    everything, trained = dense_parameters(config, stage, data.text_dim)
+    width = 2 if config.training.precision == "bf16" else 4
+    zero = config.training.zero_stage
+    gathered = {0: trained, 1: trained, 2: trained, 3: 2 * everything}[zero]
+    sent = [
+        ("ids of rows", ids * others),
+        ("rows, forward", rows * others),
+        ("gradients of rows, backward", rows * others),
+        ("text vectors and bins", frozen * others),
+        ("dense gradients", width * trained * others),
+        ("dense weights" if zero else "dense gradients, summed", width * gathered * others),
+    ]
+    if stage == "align" and config.align.gamma:
+        sent.append(("MK-MMD samples", step.unique * (2 * dim + 1) * 4 * (world_size - 1)))
+    return [Line(name, int(size)) for name, size in sent]

@@ -1,0 +1,181 @@
+"""Plans against closed forms, real allocations and a device's memory."""
+
+import re
+import tracemalloc
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from pad_dist.capacity.held import dense_parameters
+from pad_dist.capacity.plan import StagePlan, check_capacity, plan_stage, smallest_world_size
+from pad_dist.capacity.sizes import DataSize, data_size, step_size
+from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config_file import parse_config
+from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
+from pad_dist.devices import Device, profile
+from pad_dist.errors import UserError
+from tests.capacity import allocation_worker as worker
+from tests.support.ranks import run_ranks
+from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+
+GIB = 2**30
+DATA = DataSize(items=1_000_000, users=5000, interactions=100_000, text_dim=384)
+GPU = Device("gpu", "cuda", 40 * GIB, 100 * GIB, 8)
+
+
+def config(**sections: object) -> Config:
+    return parse_config({"name": "x", "model": {"dim": 128}} | sections, "the test")
+
+
+def lines(plan: StagePlan) -> dict[str, int]:
+    return {line.name: line.bytes for line in chain(plan.held, *plan.phases.values())}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 7, 64])
+def test_what_lies_on_a_rank_follows_from_its_share_of_the_rows(world_size: int) -> None:
+    rows = -(-1_000_001 // world_size)
+    found = lines(plan_stage(config(), "disentangle", DATA, GPU, world_size))
+    for table in ("id", "aligned"):
+        assert found[f"table {table}"] == rows * 128 * 4
+        assert found[f"table {table}, rowwise_adagrad state"] == rows * 4
+    assert found["text vectors, float16"] == rows * 384 * 2
+    assert found["frequency bins"] == rows
+
+
+@pytest.mark.parametrize(
+    ("stage", "tables", "text"),
+    [("pretrain", {"id"}, 0), ("align", {"aligned"}, 1), ("disentangle", {"id", "aligned"}, 1)],
+)
+def test_stages_differ_in_tables_and_text(stage: StageName, tables: set[str], text: int) -> None:
+    found = lines(plan_stage(config(), stage, DATA, GPU, 2))
+    assert {name.removeprefix("table ") for name in found if name.startswith("table ") and "," not in name} == tables
+    assert sum(name.startswith("text vectors") for name in found) == text
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "weights", "gradients", "state"),
+    [
+        (0, "fp32", 4, 4, 8),
+        (1, "fp32", 4, 4, 12 / 4),
+        (2, "fp32", 4, 4 / 4, 12 / 4),
+        (3, "fp32", 4 / 4, 4 / 4, 12 / 4),
+        (0, "bf16", 2, 2, 12),
+        (3, "bf16", 2 / 4, 2 / 4, 12 / 4),
+    ],
+)
+def test_zero_cuts_the_dense_part_over_ranks(
+    zero: int, precision: str, weights: float, gradients: float, state: float
+) -> None:
+    chosen = config(training={"zero_stage": zero, "precision": precision})
+    everything, trained = dense_parameters(chosen, "align", 384)
+    # Encoder: four projections, feed-forward, three norms; projector: two layers.
+    assert everything == trained == 4 * 128**2 + 8 * 128**2 + 5 * 128 + 6 * 128 + (384 * 128 + 128) + (128**2 + 128)
+    found = lines(plan_stage(chosen, "align", DATA, GPU, 4))
+    sizes = (found["dense weights"], found["dense gradients"], found["dense AdamW: moments, fp32 weights"])
+    assert sizes == pytest.approx([n * everything for n in (weights, gradients, state)], abs=1)
+
+
+def test_frozen_experts_have_no_gradients() -> None:
+    everything, trained = dense_parameters(config(), "disentangle", 384)
+    _, rest = dense_parameters(config(disentangle={"freeze": ["id", "aligned"]}), "disentangle", 384)
+    _, text_alone = dense_parameters(config(), "align", 384)  # the same parts as the text expert's
+    assert trained == everything
+    assert rest == text_alone + 11 * 3  # and the gate
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_a_step_sends_what_the_other_ranks_hold_and_want(world_size: int) -> None:
+    chosen = config(training={"batch_size": 64, "loss": {"negatives": 100}}, model={"dim": 128, "max_length": 10})
+    unique = 1 + 64 // world_size * 11 + 100
+    assert step_size(chosen, DATA.items, world_size).unique == unique
+    assert step_size(chosen, 20, world_size).unique == 21
+    sent = {line.name: line.bytes for line in plan_stage(chosen, "disentangle", DATA, GPU, world_size).traffic}
+    others = (world_size - 1) / world_size
+    assert sent["rows, forward"] == sent["gradients of rows, backward"] == int(2 * unique * 128 * 4 * others)
+    assert sent["ids of rows"] == int((2 + 2) * unique * 8 * others)
+    assert sent["text vectors and bins"] == int(unique * (384 * 2 + 1) * others)
+    grid = config(training=chosen.training.model_dump(), model=chosen.model.model_dump())
+    grid = grid.model_copy(
+        update={"sparse": chosen.sparse.model_copy(update={"sharding": "grid", "optimizer": "adagrad"})}
+    )
+    cut = {line.name: line.bytes for line in plan_stage(grid, "disentangle", DATA, GPU, world_size).traffic}
+    assert cut["ids of rows"] == int((4 + 2) * unique * 8 * others)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_bytes_of_tables_and_state_are_those_that_the_ranks_allocate(world_size: int) -> None:
+    for held in run_ranks(worker.allocated, world_size):
+        for variant, (planned, real) in held.items():
+            assert planned == real, variant
+        assert len(held) == len(worker.VARIANTS)
+
+
+def test_the_smallest_number_of_ranks_is_the_first_that_fits() -> None:
+    data = DataSize(10**9, 10**6, 10**8, 384)
+    for stage in STAGES:
+        fewest = smallest_world_size(config(), stage, data, GPU)
+        assert fewest and fewest > 8
+        assert plan_stage(config(), stage, data, GPU, fewest).fits
+        assert not plan_stage(config(), stage, data, GPU, fewest - 1).fits
+    whole = config(sparse={"sharding": "table_wise"})
+    assert smallest_world_size(whole, "pretrain", data, GPU) is None
+    assert smallest_world_size(whole, "pretrain", DATA, GPU) == 1
+
+
+def test_cold_rows_in_host_memory_are_counted_there() -> None:
+    data = DataSize(150_000_000, 10**6, 10**8, 384)
+    assert not plan_stage(config(), "pretrain", data, GPU, 1).fits
+    plan = plan_stage(config(sparse={"uvm": True, "sharding": "planner"}), "pretrain", data, GPU, 1)
+    assert plan.fits
+    assert plan.needed(on_host=True) > 150_000_000 * 128 * 4 > plan.needed()
+
+
+def test_a_user_s_own_limit_stands_for_the_device_s() -> None:
+    plan = plan_stage(config(sparse={"memory_gib": 2}), "pretrain", DATA, GPU, 1)
+    assert plan.device.memory == 2 * GIB and plan.fits
+    assert not plan_stage(config(sparse={"memory_gib": 0.5}), "pretrain", DATA, GPU, 1).fits
+
+
+def test_what_cannot_fit_is_refused_with_what_is_needed_what_there_is_and_how_many_ranks_do(tmp_path: Path) -> None:
+    entry = {"path": "x", "bytes": 1, "sha256": "0" * 64}
+    items = FileEntry(**entry, rows=20_000_000, first_index=1)
+    counts = {"items": items.rows, "users": 100, "interactions": 2000}
+    groups = {"items": [items], "sequences": [FileEntry(**entry, rows=100)]}
+    item_map = {"item_map": [[items.rows, "digest"]]}
+    write_manifest(str(tmp_path), Manifest(counts=counts, parameters=item_map, groups=groups))
+    chosen, machine = config(dataset=str(tmp_path)), Device("cpu", "cpu", 3 * GIB, 3 * GIB, 2)
+    with pytest.raises(UserError) as refused:
+        check_capacity(chosen, "pretrain", machine, 2)
+    # Of 20,000,001 x 129 x 4 bytes each rank holds half, and a GiB beside.
+    words = r"pretrain of 20,000,000 items needs (5\.\d+) GiB on each of 2 rank\(s\), which has 3 GiB for it: "
+    found = re.fullmatch(words + r"use at least (\d+) ranks, 2 to a machine \(.*\)", str(refused.value))
+    assert found and 10.32e9 / 2 / GIB < float(found[1]) < 10.32e9 / 2 / GIB + 1.5
+    check_capacity(chosen, "pretrain", machine, int(found[2]))
+    with pytest.raises(UserError, match=r"which has 0\.3 GiB for it: no number of ranks is enough"):
+        limited = chosen.model_copy(update={"sparse": chosen.sparse.model_copy(update={"memory_gib": 0.3})})
+        check_capacity(limited, "pretrain", machine, 2)
+
+
+def test_ten_billion_rows_on_a_thousand_ranks_are_planned_without_memory() -> None:
+    data = DataSize(10**10, 10**9, 10**11, 384)
+    tracemalloc.start()
+    plan = plan_stage(config(), "disentangle", data, profile("h200"), 1024)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert plan.fits and len(plan.blocks) == 2 * 1024
+    assert sum(block.rows for block in plan.blocks) == 2 * (10**10 + 1)
+    assert peak < 16 * 2**20
+
+
+def test_sizes_come_from_the_dataset_or_are_given(tmp_path: Path) -> None:
+    url = write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30), 30)
+    found = data_size(config(dataset=url))
+    assert (found.items, found.users, found.text_dim) == (30, 20, 384)
+    assert data_size(config(dataset=url), items=10**9).items == 10**9
+    with pytest.raises(UserError, match="or give the number of items with --items"):
+        data_size(config(dataset=str(tmp_path / "none")))
+    other = config(text={"model": "Some/Model"})
+    assert data_size(other, items=5, text_dim=77).text_dim == 77
+    with pytest.raises(UserError, match=r"width of Some/Model is not known .* --text-dim"):
+        data_size(other, items=5)
