@@ -55,8 +55,8 @@ class Device:
 def profile(name: str, local_ranks: int = 1) -> Device:
     """The device of that name: a GPU of PROFILES, `cpu` (this machine, shared by `local_ranks`), or GiB of a GPU.
 
-    >>> profile("16").memory / 2**30
-    14.4
+    >>> profile("h100").memory
+    72000000000
 
     Raises:
         UserError: none of these.

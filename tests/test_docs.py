@@ -121,7 +121,9 @@ def _script_problems(script: str, arguments: list[str], examples: Path) -> list[
     file = ROOT / script
     if not file.is_file():
         return [f"no script {script}"]
-    # The launchers and the Spark jobs share one command line.
+    if script == "launchers/plan.py":
+        return _command_problems(["pad-dist", "plan", *arguments], examples)
+    # The other launchers and the Spark jobs share one command line.
     shared = file.parent.name in ("launchers", "spark_jobs")
     source = (ROOT / "pad_dist/config_file.py" if shared else file).read_text()
     options = set(re.findall(r'add_argument\("(--[\w-]+)"', source))
