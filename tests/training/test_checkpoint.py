@@ -119,6 +119,29 @@ def test_arrays_of_any_type_and_more_than_one_block_are_cut_anew(
         assert torch.equal(flat, whole["flat"][: rows[1]])
 
 
+def test_arrays_of_several_types_lie_in_one_file_each_at_a_multiple_of_its_size(tmp_path: Path, ranks: Ranks) -> None:
+    kinds = {"bytes": torch.uint8, "half": torch.float16, "keys": torch.int64, "rows": torch.float32}
+    arrays = {name: torch.arange(11).to(kind) for name, kind in kinds.items()}
+    checkpoints.save(str(tmp_path), 1, [Part(name, array, (0,), (11,)) for name, array in arrays.items()], ranks)
+    path = checkpoint.place(str(tmp_path), 1)
+    for saved in checkpoint_meta(path)["parts"]:
+        assert saved["begin"] % arrays[saved["name"]].itemsize == 0, saved["name"]
+    for name, array in arrays.items():
+        loaded = torch.zeros_like(array)
+        load_parts(path, [Part(name, loaded, (0,), (11,))])
+        assert torch.equal(loaded, array)
+        assert torch.equal(load_file(f"{path}/tables-00000.safetensors")[f"{name}@0"], array)
+
+
+def test_an_array_of_which_a_part_is_missing_is_refused(tmp_path: Path, ranks: Ranks) -> None:
+    whole = torch.arange(10)
+    checkpoints.save(
+        str(tmp_path), 1, [Part("keys", whole[:4], (0,), (10,)), Part("keys", whole[5:], (5,), (10,))], ranks
+    )
+    with pytest.raises(UserError, match="step-000000001 lacks 1 values of keys"):
+        load_parts(checkpoint.place(str(tmp_path), 1), [Part("keys", torch.zeros(8), (2,), (10,))])
+
+
 @pytest.mark.parametrize("size", [1, 4095, 4096, 20_000])
 def test_a_checksum_sees_each_changed_bit_and_pages_in_one_anothers_place(size: int) -> None:
     content = np.random.default_rng(size).bytes(size)
