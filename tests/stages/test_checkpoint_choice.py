@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from pad_dist import storage
 from pad_dist.config import Config, SparseConfig
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
@@ -140,21 +141,23 @@ def test_one_may_be_named_that_is_not_the_newest_but_not_of_other_settings_or_el
     assert "is no complete checkpoint" in refused(run, ranks, f"checkpoint.resume={run}/nothing")
 
 
-def test_a_second_run_is_refused_naming_the_first_until_it_has_ended(tmp_path: Path, ranks: Ranks) -> None:
-    stage, other = str(tmp_path / "stage"), str(tmp_path / "other")
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_a_second_run_is_refused_naming_the_first_until_it_has_ended(tmp_path: Path, ranks: Ranks, kind: str) -> None:
+    root = str(tmp_path) if kind == "folder" else f"memory://{tmp_path.name}"
+    stage, other = f"{root}/stage", f"{root}/other"
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         with locked([stage, other], "first", ranks):
-            holder = json.loads((tmp_path / "stage" / "LOCK").read_text())
+            holder = storage.read_json(f"{other}/LOCK")
             assert holder["pid"] == os.getpid()
-            for file in ("stage", "other"):  # as another process left it
-                (tmp_path / file / "LOCK").write_text(json.dumps(holder | {"pid": sleeper.pid}))
+            for place in (stage, other):  # as another process left it
+                storage.write_json(f"{place}/LOCK", holder | {"pid": sleeper.pid})
             with pytest.raises(UserError, match=rf"stage is written by run first, process {sleeper.pid} on ") as error:
                 locked([stage], "second", ranks).__enter__()
             assert "\n" not in str(error.value)
         with locked([stage, other], "second", ranks):
             pass
-        assert not list(tmp_path.glob("*/LOCK"))
+        assert storage.names(stage) == storage.names(other) == []
     finally:
         sleeper.kill()
         sleeper.wait()
