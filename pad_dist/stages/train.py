@@ -70,6 +70,7 @@ def _train(system: System, validate: Validate) -> Best:
     saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
     trainer = Trainer(system, saver.keep)
     start = trainer.restore(kept) if kept else None
+    saver.newest = start.step if start else None
 
     def scoring_weights() -> dict[str, Tensor]:
         prefix = "pad."

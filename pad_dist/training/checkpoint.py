@@ -66,6 +66,12 @@ def complete(path: str, meta: dict[str, Any], written: Iterable[dict[str, Any]])
     storage.sync(storage.join(path, _COMPLETE))
 
 
+def update(path: str, meta: dict[str, Any]) -> None:
+    """Write COMPLETE anew with other facts about the same files."""
+    storage.write_json(storage.join(path, _COMPLETE), checkpoint_meta(path) | meta)
+    storage.sync(storage.join(path, _COMPLETE))
+
+
 def retain(directory: str, newest: int, count: int) -> None:
     """Remove all checkpoints but the `count` newest up to step `newest`, and the best of each."""
     kept = [step for step in complete_steps(directory) if step <= newest][:count]

@@ -44,6 +44,7 @@ class Saver:
 
     Attributes:
         lost: steps whose checkpoint could not be written.
+        newest: step of the complete checkpoint that this run has written last or goes on from.
     """
 
     def __init__(self, directory: str, config: CheckpointConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
@@ -53,6 +54,7 @@ class Saver:
         self._say = say
         self._flight: _Flight | None = None
         self.lost: set[int] = set()
+        self.newest: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +89,13 @@ class Saver:
         """
         self.finish()
         path = checkpoint.place(self._directory, step)
-        error = self._cleared(path)
+        if step == self.newest:
+            # Its files hold this state. Written anew it would be gone for a while; only where training stands is new.
+            error = self._first(lambda: self._complete_anew(path, meta | {"step": step, "best": best}))
+            if error:
+                self._report(f"{path} could not be completed anew: {error}")
+            return
+        error = self._first(lambda: checkpoint.clear(path))
         if error:
             self._failed(path, step, error)
             return
@@ -134,6 +142,7 @@ class Saver:
             self._failed(flight.path, flight.step, errors[0])
         elif flight.is_written:
             self._flight = None
+            self.newest = flight.step
             if found[0][-1]:
                 self._report(f"older checkpoints of {self._directory} could not be removed: {found[0][-1]}")
         else:
@@ -149,6 +158,10 @@ class Saver:
         except Exception as error:  # of any store; the checkpoint is there
             flight.left = described(error)
 
+    def _complete_anew(self, path: str, meta: dict[str, Any]) -> None:
+        checkpoint.update(path, meta)
+        checkpoint.retain(self._directory, meta["step"], self._config.keep)
+
     def _failed(self, path: str, step: int, error: str) -> None:
         self.lost.add(step)
         if self._ranks.is_first:
@@ -163,12 +176,12 @@ class Saver:
             )
         self._say(f"{text}; training goes on")
 
-    def _cleared(self, path: str) -> str:
-        """Make an empty directory for a checkpoint; the error, "" if there was none. Collective."""
+    def _first(self, act: Callable[[], None]) -> str:
+        """Let the first rank act; the error, "" if there was none. Collective."""
 
         def attempt() -> str:
             try:
-                checkpoint.clear(path)
+                act()
             except Exception as error:  # of any store, whose clients have errors of their own
                 return f"rank 0: {described(error)}"
             return ""

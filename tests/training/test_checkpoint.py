@@ -6,21 +6,19 @@ import json
 import os
 import pickle
 import shutil
-import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pad_dist import storage
-from pad_dist.config import SparseConfig
+from pad_dist.config import CheckpointConfig, SparseConfig
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import Part, Tables, TableSpec, build_tables
+from pad_dist.sparse.tables import Tables, TableSpec, build_tables
 from pad_dist.training import checkpoint, shard_files
 from pad_dist.training.checkpoint import (
     best_checkpoint,
@@ -33,16 +31,11 @@ from pad_dist.training.checkpoint import (
     wrong_sizes,
 )
 from pad_dist.training.ranks import Ranks
+from pad_dist.training.saving import Saver
 from tests.support import checkpoints
 
 CPU = torch.device("cpu")
 META = {"epoch": 4}
-
-
-@pytest.fixture(params=["folder", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A local folder, and a store at a URL."""
-    return str(tmp_path) if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
 
 
 def tables(seed: int) -> Tables:
@@ -93,67 +86,6 @@ def test_one_table_loads_under_another_name_and_leaves_the_rest(tmp_path: Path, 
     assert torch.equal(values(other)["id"], values(tables(0))["id"])
 
 
-@pytest.mark.parametrize("kind", [torch.int64, torch.float16, torch.uint8, torch.bool])
-def test_arrays_of_any_type_and_more_than_one_block_are_cut_anew(
-    place: str, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, kind: torch.dtype
-) -> None:
-    monkeypatch.setattr(shard_files, "BLOCK_BYTES", 1000)
-    whole = {"wide": torch.randint(0, 2, (301, 12)).to(kind), "flat": torch.randint(0, 2, (3001,)).to(kind)}
-    parts = [
-        Part("wide", whole["wide"][:, :5], (0, 0), (301, 12)),
-        Part("wide", whole["wide"][:123, 5:], (0, 5), (301, 12)),
-        Part("wide", whole["wide"][123:, 5:], (123, 5), (301, 12)),
-        Part("flat", whole["flat"][:7], (0,), (3001,)),
-        Part("flat", whole["flat"][7:], (7,), (3001,)),
-        Part("flat", whole["flat"][3:3], (3,), (3001,)),  # a rank beyond the last row holds nothing
-    ]
-    checkpoints.save(place, 1, parts, ranks)
-    path = checkpoint.place(place, 1)
-    for rows, columns in [((0, 301), (0, 12)), ((100, 200), (3, 9)), ((300, 301), (11, 12)), ((0, 1), (0, 5))]:
-        wide, flat = (
-            torch.zeros(rows[1] - rows[0], columns[1] - columns[0], dtype=kind),
-            torch.zeros(rows[1], dtype=kind),
-        )
-        load_parts(path, [Part("wide", wide, (rows[0], columns[0]), (301, 12)), Part("flat", flat, (0,), (3001,))])
-        assert torch.equal(wide, whole["wide"][slice(*rows), slice(*columns)])
-        assert torch.equal(flat, whole["flat"][: rows[1]])
-
-
-def test_arrays_of_several_types_lie_in_one_file_each_at_a_multiple_of_its_size(tmp_path: Path, ranks: Ranks) -> None:
-    kinds = {"bytes": torch.uint8, "half": torch.float16, "keys": torch.int64, "rows": torch.float32}
-    arrays = {name: torch.arange(11).to(kind) for name, kind in kinds.items()}
-    checkpoints.save(str(tmp_path), 1, [Part(name, array, (0,), (11,)) for name, array in arrays.items()], ranks)
-    path = checkpoint.place(str(tmp_path), 1)
-    for saved in checkpoint_meta(path)["parts"]:
-        assert saved["begin"] % arrays[saved["name"]].itemsize == 0, saved["name"]
-    for name, array in arrays.items():
-        loaded = torch.zeros_like(array)
-        load_parts(path, [Part(name, loaded, (0,), (11,))])
-        assert torch.equal(loaded, array)
-        assert torch.equal(load_file(f"{path}/tables-00000.safetensors")[f"{name}@0"], array)
-
-
-def test_an_array_of_which_a_part_is_missing_is_refused(tmp_path: Path, ranks: Ranks) -> None:
-    whole = torch.arange(10)
-    checkpoints.save(
-        str(tmp_path), 1, [Part("keys", whole[:4], (0,), (10,)), Part("keys", whole[5:], (5,), (10,))], ranks
-    )
-    with pytest.raises(UserError, match="step-000000001 lacks 1 values of keys"):
-        load_parts(checkpoint.place(str(tmp_path), 1), [Part("keys", torch.zeros(8), (2,), (10,))])
-
-
-@pytest.mark.parametrize("size", [1, 4095, 4096, 20_000])
-def test_a_checksum_sees_each_changed_bit_and_pages_in_one_anothers_place(size: int) -> None:
-    content = np.random.default_rng(size).bytes(size)
-    expected = shard_files.checksum(content)
-    assert shard_files.checksum(memoryview(b"x" + content)[1:]) == expected  # wherever it lies in memory
-    for place in {0, size // 2, size - 1}:
-        changed = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
-        assert shard_files.checksum(changed) != expected
-    if size > 8192:
-        assert shard_files.checksum(content[4096:8192] + content[:4096] + content[8192:]) != expected
-
-
 def test_tables_are_plain_safetensors_that_other_programs_read(tmp_path: Path, ranks: Ranks) -> None:
     save(tmp_path, 12, ranks)
     found = load_file(tmp_path / "step-000000012" / "tables-00000.safetensors")
@@ -191,6 +123,21 @@ def test_a_stage_that_starts_over_replaces_the_later_steps_of_its_first_start(tm
     save(tmp_path, 500, ranks)
     save(tmp_path, 0, ranks)
     assert names(tmp_path) == ["step-000000000"]
+
+
+def test_a_step_that_is_saved_again_by_its_run_is_never_gone(tmp_path: Path, ranks: Ranks) -> None:
+    file, complete = (tmp_path / "step-000000007" / name for name in ("tables-00000.safetensors", "COMPLETE"))
+    with Saver(str(tmp_path), CheckpointConfig(), ranks, print) as saver:
+        written = set()
+        for place in (1, 2):
+            saver.save(7, parts=tables(7).parts(), dense={}, optimizer={}, best=7, meta={"place": place})
+            saver.finish()
+            written.add(file.stat().st_mtime_ns)
+            assert json.loads(complete.read_text())["place"] == place
+        assert len(written) == 1
+    assert damaged(str(file.parent)) == []
+    save(tmp_path, 7, ranks, meta={"place": 3})  # by a run that has started over
+    assert "place" in json.loads(complete.read_text()) and load_dense(str(file.parent)).keys() == dense(7).keys()
 
 
 def test_a_half_written_step_is_written_anew(tmp_path: Path, ranks: Ranks) -> None:
