@@ -24,6 +24,7 @@ __all__ = [
     "DisentangleConfig",
     "EvaluationConfig",
     "ExpertName",
+    "HashedConfig",
     "InputFormat",
     "LossConfig",
     "ModelConfig",
@@ -87,6 +88,35 @@ class ModelConfig(Section):
         return self
 
 
+class HashedConfig(Section):
+    """Rows for ids as they come, in place of one row per item: a bounded table under an unbounded catalogue.
+
+    An id is a 64-bit hash of the item's key and belongs to one bucket, which owns rows / buckets rows.
+    """
+
+    rows: int = Field(ge=1)
+    """Rows of each table, a multiple of `buckets`; 24 bytes each come on top for the map."""
+    buckets: int = Field(1 << 14, ge=1 << 10, le=1 << 30)
+    """A power of two, at least 64 times the largest world size; 16 to 128 rows in a bucket are a good choice."""
+    admit_after: int = Field(1, ge=1)
+    """Sightings in training sequences after which an id gets a row; until then it is scored from its text alone."""
+    evict: Literal["lru", "lfu"] = "lru"
+    """Whose row a new id takes in a full bucket: the least recently or the least frequently seen one's."""
+    candidates: int = Field(4, ge=1)
+    """Ids of a bucket whose sightings are counted before they have a row."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.buckets & (self.buckets - 1):
+            raise ValueError(f"sparse.hashed.buckets={self.buckets} must be a power of two")
+        if self.rows % self.buckets:
+            raise ValueError(
+                f"sparse.hashed.rows={self.rows} must be a multiple of sparse.hashed.buckets={self.buckets}: "
+                f"use {-(-self.rows // self.buckets) * self.buckets}"
+            )
+        return self
+
+
 class SparseConfig(Section):
     """Where the ID tables live and how they learn."""
 
@@ -106,6 +136,8 @@ class SparseConfig(Section):
     """CUDA only: let the planner place rows in the host's memory, those in use cached on the device."""
     init_std: float | None = Field(0.02, gt=0)
     """Standard deviation of a new row; null: Xavier-normal over the whole table (the paper's)."""
+    hashed: HashedConfig | None = None
+    """null: one row per item of the dataset."""
     memory_gib: float | None = Field(None, gt=0)
     """Memory that a rank may use in all; null: that of its device (on CPU its share of the machine's)."""
 
@@ -250,7 +282,7 @@ class Config(Section):
     """Dataset URL; defaults to <out>/dataset. `<dataset>/versions/<id>` stays on that version, whatever follows it."""
     continue_from: str = ""
     """`out` of an earlier run of this model on an older version of this dataset: each stage starts from the same stage
-    there, a new item from the mean of the ten known items whose texts are nearest."""
+    there, a new item from the mean of the ten known items whose texts are nearest (hashed: has no row yet)."""
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()

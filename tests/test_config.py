@@ -272,6 +272,11 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
             {"sparse": {"backend": "torch", "optimizer": "adamw", "precision": "fp16"}},
             "sparse.optimizer=adamw steps fp32 rows alone",
         ),
+        ({"sparse": {"hashed": {"rows": 3000, "buckets": 3000}}}, "buckets=3000 must be a power of two"),
+        (
+            {"sparse": {"hashed": {"rows": 3000, "buckets": 1024}}},
+            "rows=3000 must be a multiple of sparse.hashed.buckets=1024: use 3072",
+        ),
         ({"data": {"synthetic": {}, "items": "x.csv"}}, "set both data.interactions and data.items, or neither"),
     ],
 )

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -173,12 +173,13 @@ def _span_problems(span: str) -> list[str]:
 
 
 def _key_problems(key: str, value: str) -> list[str]:
-    kind: object = Config
+    kinds: tuple[object, ...] = (Config,)
     for part in key.split("."):
-        fields = getattr(kind, "model_fields", {})
+        fields = next((kind.model_fields for kind in kinds if hasattr(kind, "model_fields")), {})
         if part not in fields:
             return ["no such config key"]
-        kind = fields[part].annotation
+        # A section may be absent: then its type stands beside None.
+        kinds = (fields[part].annotation, *get_args(fields[part].annotation))
     return _refused(load_config, str(ROOT / "configs/paper_prime_pantry.yaml"), [f"{key}={value}"]) if value else []
 
 

@@ -6,10 +6,11 @@ import torch
 
 from pad_dist.capacity.lines import Line
 from pad_dist.capacity.sizes import DataSize
-from pad_dist.config import Config, StageName
+from pad_dist.config import Config, HashedConfig, StageName
 from pad_dist.data.order import BLOCK_ROWS
 from pad_dist.devices import Device
 from pad_dist.model.pad import Pad
+from pad_dist.sparse.id_map import map_bytes
 from pad_dist.sparse.placement import DEVICE_SHARE, STATES, Block, block_bytes
 from pad_dist.sparse.row_shards import row_range
 from pad_dist.stages.parts import PARTS, needs_text
@@ -30,6 +31,8 @@ def held(
     rows = stop - start
     on_gpu = device.kind == "cuda"
     lines = [line for block in blocks for line in _table(block, config)]
+    if config.sparse.hashed:
+        lines += _hashed(config.sparse.hashed, len(PARTS[stage].tables), rows, world_size, on_gpu)
     if needs_text(stage):
         lines.append(Line("text vectors, float16", rows * data.text_dim * 2))
     lines += [
@@ -41,6 +44,16 @@ def held(
         Line("process", PROCESS_BYTES, on_host=on_gpu),
     ]
     return lines
+
+
+def _hashed(settings: HashedConfig, tables: int, rows: int, world_size: int, on_gpu: bool) -> list[Line]:
+    """Maps lie on the host and are copied for a save."""
+    maps = tables * -(-map_bytes(settings) // world_size)
+    return [
+        Line("ids of items", rows * 8),
+        Line("maps from ids to rows", maps, on_host=on_gpu),
+        Line("save: copy of the maps", maps, on_host=on_gpu),
+    ]
 
 
 def _item_bytes(on_gpu: bool) -> int:

@@ -15,8 +15,8 @@ from pad_dist.config import Config, StageName
 from pad_dist.devices import Device
 from pad_dist.errors import UserError
 from pad_dist.sparse.placement import Block, PlacementError, block_bytes, in_closed_form, place
-from pad_dist.sparse.tables import TableSpec, check_kernels
-from pad_dist.stages.parts import PARTS
+from pad_dist.sparse.tables import check_kernels
+from pad_dist.stages.parts import table_spec
 
 MOST_RANKS = 1 << 17
 """No more ranks are tried."""
@@ -66,9 +66,7 @@ def plan_stage(
     """
     check_kernels(config.sparse, device.kind)
     device = device.limited(config.sparse.memory_gib)
-    settings = config.stage(stage)
-    spec = TableSpec(PARTS[stage].tables, data.items + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
-    blocks = place(spec, config.sparse, device, world_size, ranks)
+    blocks = place(table_spec(config, stage, data.items), config.sparse, device, world_size, ranks)
     step = step_size(config, data.items, world_size)
     return StagePlan(
         stage,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Rows = dict[str, Tensor]
@@ -41,6 +42,11 @@ class Batch:
     occurrences: Tensor
     positions: Tensor
     shared_negatives: bool
+
+    def sightings(self) -> Tensor:
+        """[U] int64, how often each item stands in this rank's sequences: their events, not the negatives."""
+        firsts = self.inputs[(self.lengths.cumsum(0) - self.lengths)]
+        return torch.bincount(torch.cat([firsts, self.targets]), minlength=len(self.items))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -50,6 +51,16 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     """Indices start, start + 1, ... of each range, end to end: [sum(lengths)]."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+def key_id(key: str) -> int:
+    """The 64-bit id of an item's key: the first 8 bytes of its BLAKE2b digest, never 0.
+
+    >>> key_id("B00005N7P0")
+    -53099936341346303
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1
 
 
 class Dataset:
@@ -114,22 +125,44 @@ class Dataset:
             self._columns = (start, stop), self._read_item_columns(start, stop)
         return self._columns[1]
 
+    def item_ids(self, start: int, stop: int) -> Ints:
+        """[stop - start] 64-bit id of item_index in [start, stop): a hash of its key; 0 for padding.
+
+        It stays the same in any dataset. Two keys have the same one, and share a row, with a chance of 2^-64; erased
+        items have lost their keys and share one.
+
+        Raises:
+            UserError: a file differs from the manifest.
+        """
+        ids = np.zeros(stop - start, np.int64)
+        for first, entry, table in self._item_tables(start, stop, ["item_key"]):
+            keys = table.column("item_key").to_pylist()
+            low, high = max(start, first), min(stop, first + entry.rows)
+            ids[low - start : high - start] = [key_id(key) for key in keys[low - first : high - first]]
+        return ids
+
     def _read_item_columns(self, start: int, stop: int) -> ItemColumns:
-        if not 0 <= start <= stop <= self.items + 1:
-            raise ValueError(f"item range [{start}, {stop}) is outside [0, {self.items + 1})")
         frequency = np.zeros(stop - start, np.int32)
         bins = np.zeros(stop - start, np.uint8)
-        for first, entry in _with_first_index(self.url, self._item_files):
+        for first, entry, table in self._item_tables(start, stop, ["train_frequency", "bin"]):
             low, high = max(start, first), min(stop, first + entry.rows)
-            if low >= high:
-                continue
-            table = self._read(entry, ["item_index", "train_frequency", "bin"])
-            index, counts, bin_of = (_integers(self._path(entry), table, name) for name in table.column_names)
-            if not np.array_equal(index, np.arange(first, first + entry.rows)):
-                raise UserError(f"{self._path(entry)} does not hold items {first} onwards in order: {REBUILD}")
+            counts, bin_of = (_integers(self._path(entry), table, name) for name in ("train_frequency", "bin"))
             frequency[low - start : high - start] = counts[low - first : high - first].clip(max=_MOST)
             bins[low - start : high - start] = bin_of[low - first : high - first]
         return frequency, bins
+
+    def _item_tables(self, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, FileEntry, Any]]:
+        """The files that overlap a range of items: index of the first item, file, columns."""
+        if not 0 <= start <= stop <= self.items + 1:
+            raise ValueError(f"item range [{start}, {stop}) is outside [0, {self.items + 1})")
+        for first, entry in _with_first_index(self.url, self._item_files):
+            if max(start, first) >= min(stop, first + entry.rows):
+                continue
+            table = self._read(entry, ["item_index", *columns])
+            index = _integers(self._path(entry), table, "item_index")
+            if not np.array_equal(index, np.arange(first, first + entry.rows)):
+                raise UserError(f"{self._path(entry)} does not hold items {first} onwards in order: {REBUILD}")
+            yield first, entry, table
 
     def sequences(self, shard: int) -> Histories:
         """Whole histories of one shard.

@@ -17,7 +17,16 @@ _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 # First part after the seed, so that two uses never share a stream.
-SHARD_ORDER, ROW_ORDER, UNIFORM_NEGATIVE, SHARED_NEGATIVE, SAMPLED_ITEM, DROPOUT, IN_BATCH_NEGATIVE = range(1, 8)
+(
+    SHARD_ORDER,
+    ROW_ORDER,
+    UNIFORM_NEGATIVE,
+    SHARED_NEGATIVE,
+    SAMPLED_ITEM,
+    DROPOUT,
+    IN_BATCH_NEGATIVE,
+    ID_VECTOR,
+) = range(1, 9)
 
 
 def hash_ids(*parts: ArrayLike) -> NDArray[np.uint64]:

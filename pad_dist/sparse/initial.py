@@ -6,7 +6,10 @@ import zlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from pad_dist.data.hashing import ID_VECTOR, hash_ids
 
 BLOCK_ROWS = 4096
 BLOCK_VALUES = 1 << 24
@@ -47,3 +50,21 @@ def fill_normal(
         part = values[start - block * size : stop - block * size, first_column : first_column + columns]
         with torch.no_grad():
             shard[start - first_row : stop - first_row].copy_(torch.from_numpy(part))
+
+
+def normal_of_ids(
+    ids: NDArray[np.int64], *, table: str, first_column: int, columns: int, std: float, seed: int
+) -> Tensor:
+    """[n] ids -> [n, columns] of N(0, std^2): a function of (seed, table, id, column), wherever the row is.
+
+    Unlike `fill_normal` it draws what is asked for alone: these rows are scattered.
+    """
+    first_pair, stop_pair = first_column // 2, -(-(first_column + columns) // 2)
+    key = hash_ids(seed, ID_VECTOR, zlib.crc32(table.encode()), ids)
+    bits = hash_ids(key[:, None], np.arange(first_pair, stop_pair))
+    # Box and Muller: two uniform numbers, one above 0, are two normal ones.
+    radius = np.sqrt(-2 * np.log(((bits >> np.uint64(32)) + 1.0) * 2.0**-32))
+    angle = (bits & np.uint64(0xFFFFFFFF)) * (2 * np.pi * 2.0**-32)
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(len(ids), 2 * bits.shape[1])
+    start = first_column - 2 * first_pair
+    return torch.from_numpy((pairs[:, start : start + columns] * std).astype(np.float32))

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pad_dist.sparse.exchange import Exchange
+
 
 def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """The rows [start, stop) that a rank holds: equal ranges, the last ones shorter.
@@ -45,21 +47,9 @@ class RowShards:
             return self.local[items]
         size = max(-(-self.rows // self.world_size), 1)
         # Ascending items are already grouped by their owner's rank.
-        wanted = torch.bincount(items // size, minlength=self.world_size)
-        asked = torch.empty_like(wanted)
-        dist.all_to_all_single(asked, wanted, group=self.group)
-        wanted_list, asked_list = wanted.tolist(), asked.tolist()
-        requests = items.new_empty(sum(asked_list))
-        dist.all_to_all_single(requests, items, asked_list, wanted_list, group=self.group)
-        answers = self.local[requests - self.start]
-        rows = self.local.new_empty(len(items), self.local.shape[1])
+        exchange = Exchange(torch.bincount(items // size, minlength=self.world_size), self.group)
+        answers = self.local[exchange.there(items) - self.start]
         # Sent as bytes: the frozen types (half, uint8) differ in what collectives support.
         width = self.local.shape[1] * self.local.element_size()
-        dist.all_to_all_single(
-            rows.view(torch.uint8).view(len(items), width),
-            answers.view(torch.uint8).view(len(requests), width),
-            wanted_list,
-            asked_list,
-            group=self.group,
-        )
-        return rows
+        rows = exchange.back(answers.view(torch.uint8).view(len(answers), width))
+        return rows.view(self.local.dtype).view(len(items), self.local.shape[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,8 @@ class Tables(ABC):
     spec: TableSpec
 
     @abstractmethod
-    def lookup(self, items: Tensor) -> dict[str, Tensor]:
-        """Rows of every table: items [U] unique item_index -> {table: [U, D]}. Collective."""
+    def lookup(self, items: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of every table: [U] unique row numbers, or those of each table -> {table: [U, D]}. Collective."""
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -73,9 +74,13 @@ class Tables(ABC):
     def set_step(self, step: int) -> None:  # noqa: B027 (most optimizers need none)
         """Tell the number of the step to come, from 0, to optimizers that correct their moments by it."""
 
+    def counters(self) -> dict[str, int]:
+        """What training counts, equal on all ranks. Collective."""
+        return {}
+
     def initialise(self, *, seed: int, std: float | None) -> None:
-        """Fill every part; std None is Xavier-normal, sqrt(2 / (rows + dim))."""
-        std = std if std is not None else math.sqrt(2 / (self.spec.rows + self.spec.dim))
+        """Fill every part; `std` as in `row_std`."""
+        std = row_std(self.spec, std)
         for part in self.weights():
             fill_normal(
                 part.tensor,
@@ -86,6 +91,16 @@ class Tables(ABC):
                 std=std,
                 seed=seed,
             )
+
+
+def rows_of_tables(items: Tensor | Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
+    """What `lookup` is asked for, by table."""
+    return items if isinstance(items, Mapping) else {name: items for name in names}
+
+
+def row_std(spec: TableSpec, std: float | None) -> float:
+    """Standard deviation of a new row; None is Xavier-normal's, sqrt(2 / (rows + dim))."""
+    return std if std is not None else math.sqrt(2 / (spec.rows + spec.dim))
 
 
 def check_kernels(config: SparseConfig, kind: str) -> None:

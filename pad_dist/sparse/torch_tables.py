@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pad_dist.config import SparseConfig
-from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec
+from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec, rows_of_tables
 
 
 class TorchTables(Tables):
@@ -16,8 +18,9 @@ class TorchTables(Tables):
         self.spec = spec
         self._tables = {name: _Table(spec, config, device) for name in spec.names}
 
-    def lookup(self, items: Tensor) -> dict[str, Tensor]:
-        return {name: table.lookup(items) for name, table in self._tables.items()}
+    def lookup(self, items: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        wanted = rows_of_tables(items, self.spec.names)
+        return {name: table.lookup(wanted[name]) for name, table in self._tables.items()}
 
     def parts(self) -> list[Part]:
         found = []

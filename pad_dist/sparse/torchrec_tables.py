@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from pad_dist.config import SparseConfig
 from pad_dist.devices import local_ranks, this_device
 from pad_dist.sparse.placement import stacked, unstacked
 from pad_dist.sparse.planning import build_collection, build_sharder, plan
-from pad_dist.sparse.tables import Part, Tables, TableSpec
+from pad_dist.sparse.tables import Part, Tables, TableSpec, rows_of_tables
 
 
 class TorchRecTables(Tables):
@@ -26,6 +27,7 @@ class TorchRecTables(Tables):
         if group is None:
             raise RuntimeError("init_process_group must come before TorchRecTables")
         self.spec = spec
+        self._device = device
         self._held = stacked(spec, config)
         world_size = dist.get_world_size(group)
         memory = this_device(device.type, local_ranks(world_size)).limited(config.memory_gib)
@@ -34,14 +36,15 @@ class TorchRecTables(Tables):
             build_collection(spec, config), cast(Any, found), ShardingEnv.from_process_group(group), device=device
         )
 
-    def lookup(self, items: Tensor) -> dict[str, Tensor]:
-        names = self.spec.names
-        firsts = torch.arange(0, self._held.rows, self.spec.rows, device=items.device)
-        wanted = (items.unsqueeze(1) + firsts).flatten()  # the parts of a row, one after the other
+    def lookup(self, items: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        asked = rows_of_tables(items, self.spec.names)
+        firsts = torch.arange(0, self._held.rows, self.spec.rows, device=self._device)
+        # The parts of a row, one after the other.
+        values = [(asked[name].unsqueeze(1) + firsts).flatten() for name in self.spec.names]
         features = KeyedJaggedTensor(
-            keys=list(names),
-            values=wanted.repeat(len(names)),
-            lengths=torch.full((len(names),), len(wanted), dtype=torch.int64, device=items.device),
+            keys=list(self.spec.names),
+            values=torch.cat(values),
+            lengths=torch.tensor([len(rows) for rows in values], device=self._device),
         )
         return {name: rows.values().view(-1, self.spec.dim) for name, rows in self._collection(features).items()}
 

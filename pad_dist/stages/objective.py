@@ -85,5 +85,6 @@ class StageObjective(nn.Module):
 
     def _alignment(self, output: Output, batch: Batch) -> Tensor:
         assert output.projected is not None and output.anchored is not None
-        sampled = batch.occurrences > 0
+        # An item without a row in a hashed table has zeros for an anchor: nothing to align with.
+        sampled = (batch.occurrences > 0) & output.anchored.any(1)
         return mk_mmd(output.projected[sampled], output.anchored[sampled], batch.occurrences[sampled], self._group)

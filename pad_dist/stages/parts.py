@@ -12,6 +12,7 @@ from pad_dist.config import Config, ExpertName, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
+from pad_dist.sparse.tables import TableSpec
 from pad_dist.stages.earlier import check_fits, earlier
 from pad_dist.stages.trained_on import other_version
 
@@ -47,6 +48,13 @@ def needs_text(stage: StageName) -> bool:
     return PARTS[stage].experts != ("id",)
 
 
+def table_spec(config: Config, stage: StageName, items: int) -> TableSpec:
+    """The tables of a stage: one row per item, or as many as hashed ids may have, and one for padding."""
+    rows = config.sparse.hashed.rows if config.sparse.hashed else items
+    settings = config.stage(stage)
+    return TableSpec(PARTS[stage].tables, rows + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
+
+
 def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertName, ExpertName], ...]:
     """What the stage takes over from this run's earlier stages.
 
@@ -58,8 +66,9 @@ def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertN
 
 def reads_text(config: Config, stage: StageName, dataset: Dataset) -> bool:
     """Whether the stage reads text vectors: for its model, or to place items that an earlier run does not know."""
-    grown = bool(config.continue_from) and dataset.items > earlier(config, stage).items
-    return needs_text(stage) or grown
+    if needs_text(stage) or not config.continue_from or config.sparse.hashed:
+        return needs_text(stage)
+    return dataset.items > earlier(config, stage).items
 
 
 def stage_dir(config: Config, stage: StageName) -> str:

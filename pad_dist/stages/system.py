@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ from pad_dist.data.batches import Batch, EvalBatch, Rows
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
+from pad_dist.sparse.hashed import HashedTables
 from pad_dist.sparse.new_rows import fill_new_rows
 from pad_dist.sparse.row_shards import RowShards
-from pad_dist.sparse.tables import Tables, TableSpec, build_tables
+from pad_dist.sparse.tables import Tables, build_tables
 from pad_dist.sparse.text_rows import TextRows
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import (
@@ -30,6 +32,7 @@ from pad_dist.stages.parts import (
     made_from,
     needs_text,
     stage_dir,
+    table_spec,
 )
 from pad_dist.stages.trained_on import other_version
 from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta, load_dense, load_first_rows, load_parts
@@ -48,6 +51,7 @@ class System:
     text: TextRows | None
     bins: RowShards
     shares: RowShards | None
+    ids: RowShards | None
     pad: Pad
 
     @property
@@ -55,9 +59,23 @@ class System:
         """The score that selects this stage's checkpoint."""
         return MAIN_SCORER[self.stage]
 
-    def rows(self, items: Tensor) -> Rows:
-        """Look up items [U] (ascending, unique) once in every table. Collective."""
-        rows = dict(self.tables.lookup(items))
+    def rows(
+        self,
+        items: Tensor,
+        sightings: Tensor | None = None,
+        before_change: Callable[[Tensor], None] = lambda rows: None,
+    ) -> Rows:
+        """Look up items [U] (ascending, unique) once in every table. Collective.
+
+        Args:
+            sightings: of a training step (see `Batch.sightings`); hashed tables admit items by it.
+            before_change: is told the rows of the tables, ascending, that may change in this step; collective.
+        """
+        if isinstance(self.tables, HashedTables) and self.ids is not None:
+            rows = self.tables.lookup(self.ids.lookup(items).squeeze(-1), sightings, before_change)
+        else:
+            before_change(items)
+            rows = dict(self.tables.lookup(items))
         rows["bin"] = self.bins.lookup(items).squeeze(-1).long()
         if self.shares is not None:
             rows["share"] = self.shares.lookup(items).squeeze(-1)
@@ -78,10 +96,23 @@ class System:
 def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     """Allocate a stage on this rank; weights are whatever the engines put there."""
     parts = PARTS[stage]
-    settings = config.stage(stage)
     dataset = Dataset.open(config.dataset)
-    spec = TableSpec(parts.tables, dataset.items + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
-    tables = build_tables(spec, config.sparse, ranks.device, ranks.world_size)
+    tables, ids = (
+        build_tables(table_spec(config, stage, dataset.items), config.sparse, ranks.device, ranks.world_size),
+        None,
+    )
+    if config.sparse.hashed:
+        tables = HashedTables(
+            tables,
+            config.sparse.hashed,
+            seed=config.seed,
+            std=config.sparse.init_std,
+            group=_group(ranks),
+            frozen=config.disentangle.freeze if stage == "disentangle" else (),
+        )
+        ids = RowShards(
+            lambda start, stop: dataset.item_ids(start, stop)[:, None], dataset.items + 1, ranks.device, _group(ranks)
+        )
     text = _text_rows(config, dataset, ranks) if needs_text(stage) else None
     bins = RowShards(
         lambda start, stop: dataset.item_columns(start, stop)[1][:, None],
@@ -93,7 +124,7 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
     pad = Pad(parts.experts, config.model, text.dim if text else 0).to(ranks.device)
-    return System(config, stage, ranks, dataset, tables, text, bins, shares, pad)
+    return System(config, stage, ranks, dataset, tables, text, bins, shares, ids, pad)
 
 
 def initialise(system: System) -> None:
@@ -110,7 +141,8 @@ def initialise(system: System) -> None:
     dense = system.pad.state_dict()
     for source, there, here in inherits(config, system.stage):
         path = _checkpoint(config, source)
-        load_parts(path, [replace(part, name=there) for part in system.tables.weights() if part.name == here])
+        parts = [part for part in system.tables.weights() if part.name.split(".")[0] == here]
+        load_parts(path, [replace(part, name=there + part.name.removeprefix(here)) for part in parts])
         # Fusion and projector of a new aligned expert are not in the source: they stay as they are.
         for name, value in load_dense(path).items():
             if name.startswith(f"experts.{there}."):
@@ -118,10 +150,16 @@ def initialise(system: System) -> None:
 
 
 def _continue(system: System) -> None:
-    """Weights and known rows of the same stage of an earlier run; new rows from items with like texts."""
+    """Weights and known rows of the same stage of an earlier run; new rows from items with like texts.
+
+    Hashed tables come whole, with their maps; a new item has no row before it is admitted.
+    """
     source = earlier(system.config, system.stage)
-    load_first_rows(source.path, system.tables.weights(), source.items + 1)
     system.pad.load_state_dict(load_dense(source.path))
+    if system.config.sparse.hashed:
+        load_parts(source.path, system.tables.weights())
+        return
+    load_first_rows(source.path, system.tables.weights(), source.items + 1)
     items = system.dataset.items
     if items > source.items:
         text = system.text or _text_rows(system.config, system.dataset, system.ranks)

@@ -139,6 +139,7 @@ def _train(system: System, validate: Validate) -> Best:
             validate=validate_now,
             save=save,
             stopping=lambda: trainer.stopping,
+            counters=system.tables.counters,
             recorder=recorder,
         )
         saver.finish()
@@ -175,7 +176,7 @@ class Trainer:
     """One training step of a stage, and the batches for it."""
 
     def __init__(self, system: System, before_change: Callable[[Tensor], None] = lambda items: None) -> None:
-        """`before_change` is told the items [U] of each step before their rows change; collective."""
+        """`before_change` is told the rows [U] of each step before they change; collective."""
         self._before_change = before_change
         config, ranks = system.config, system.ranks
         self._system = system
@@ -195,7 +196,7 @@ class Trainer:
         if progress.step > progress.skipped:
             # The optimizers make room for their state in a step, which here has no learning rate.
             self.set_lr_scale(0.0)
-            next(batch for batch in self.batches(1) if self._take(0, batch).isfinite())
+            next(batch for batch in self.batches(1) if self._take(0, batch, admit=False).isfinite())
             load_optimizer_state(self._engine, load_optimizer(path))
             tables = self._system.tables
             load_parts(path, [part for part in tables.parts() if part.name not in tables.spec.names])
@@ -227,29 +228,32 @@ class Trainer:
         Raises:
             UserError: on every rank, if the loss is not finite and such a batch is not to be skipped.
         """
-        loss = self._take(number, batch)
+        loss = self._take(number, batch, admit=True)
         self._skipped_in_a_row = 0 if loss.isfinite() else self._skipped_in_a_row + 1
         if self._skipped_in_a_row:
             self._refuse_or_skip(number)
         self._system.ranks.watch.step_done(number + 1)
         return loss
 
-    def _take(self, number: int, batch: Batch) -> Tensor:
-        """Look up, project, score, one backward (which steps the tables), one dense step."""
+    def _take(self, number: int, batch: Batch, *, admit: bool) -> Tensor:
+        """Look up, project, score, one backward (which steps the tables), one dense step.
+
+        `admit`: whether ids may get rows of hashed tables.
+        """
         # Dropout is a function of step and rank, so that a resumed run draws what an uninterrupted one would.
         config, ranks = self._system.config, self._system.ranks
         torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([ranks.rank]))[0]) >> 1)
         self._system.tables.set_step(number)
         ranks.watch.beat(f"computes the loss of step {number + 1}")
         batch = self._system.to_device(batch)
-        share = self._engine(batch, self._system.rows(batch.items))
+        rows = self._system.rows(batch.items, batch.sightings() if admit else None, self._before_change)
+        share = self._engine(batch, rows)
         ranks.watch.beat(f"waits for the loss of step {number + 1}")
         # Before the backward, which steps the tables. The wish to end rides along.
         self._share = share.detach().float() / ranks.world_size
         sums = ranks.sum(torch.stack([self._share, self._share.new_tensor(float(ranks.stop.requested))])).cpu()
         loss, self.stopping = sums[0], bool(sums[1])
         if loss.isfinite():
-            self._before_change(batch.items)
             self._engine.backward(share)
             self._engine.step()
         return loss

@@ -62,6 +62,7 @@ def fit(
     validate: Callable[[], Metrics],
     save: Callable[[Progress], Best],
     stopping: Callable[[], bool],
+    counters: Callable[[], dict[str, int]],
     recorder: Recorder,
 ) -> Best:
     """Train until validation hr@10 stops growing; returns the best validation.
@@ -75,6 +76,7 @@ def fit(
         validate: metrics of the current weights, equal on all ranks.
         save: keeps the current weights, and gives the best validation whose weights are kept.
         stopping: whether to end after this step; equal on all ranks.
+        counters: what else to report beside a loss, equal on all ranks.
 
     Raises:
         Stopped: training was told to end; everything up to now is saved.
@@ -99,7 +101,14 @@ def fit(
                 skipped += 1
                 recorder.skipped(epoch=epoch, step=step, place=place, skipped=skipped)
             elif place % schedule.log_every == 0 or place == schedule.steps_per_epoch:
-                recorder.training(epoch=epoch, step=step, place=place, steps=schedule.steps_per_epoch, loss=loss.item())
+                recorder.training(
+                    epoch=epoch,
+                    step=step,
+                    place=place,
+                    steps=schedule.steps_per_epoch,
+                    loss=loss.item(),
+                    counters=counters(),
+                )
             stop = stopping()
             if stop or (schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch):
                 best = save(Progress(epoch, place, step, best, skipped))

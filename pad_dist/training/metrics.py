@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,13 +59,18 @@ class Recorder:
         """Sequences trained since `start_clock`, over all ranks."""
         self._sequences += sequences
 
-    def training(self, *, epoch: int, step: int, place: int, steps: int, loss: float) -> None:
-        """Report a training step, `place` of `steps` in its epoch; the ETA is that of the epoch's end."""
+    def training(
+        self, *, epoch: int, step: int, place: int, steps: int, loss: float, counters: Mapping[str, int]
+    ) -> None:
+        """Report a training step, `place` of `steps` in its epoch; the ETA is that of the epoch's end.
+
+        `counters` stand in the files alone.
+        """
         seconds = max(time.monotonic() - self._clock, 1e-9)
         speed = self._sequences / seconds
         eta = seconds / (place - self._skipped) * (steps - place)
         self.say(f"epoch {epoch} step {place}/{steps} loss {loss:.4f} {speed:,.0f} sequences/s eta {eta:.0f} s")
-        self._write("train", step, epoch, {"loss": loss, "sequences_per_s": speed})
+        self._write("train", step, epoch, {"loss": loss, "sequences_per_s": speed, **counters})
 
     def skipped(self, *, epoch: int, step: int, place: int, skipped: int) -> None:
         """Report a training step that changed nothing, one of `skipped` in all."""

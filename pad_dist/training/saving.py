@@ -105,7 +105,7 @@ class Saver:
             self.finish()
 
     def keep(self, items: Tensor) -> None:
-        """Before rows change: `items` are the item_index of this rank's step. Collective while a save is in flight."""
+        """Before rows change: `items` are the rows of this rank's step. Collective while a save is in flight."""
         if self._flight is not None:
             self._flight.keep(self._ranks.union(items))
 

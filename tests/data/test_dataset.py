@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from itertools import pairwise
@@ -79,6 +80,15 @@ def test_item_columns_reads_only_overlapping_files(url: str) -> None:
         dataset.item_columns(20, 22)
     with pytest.raises(ValueError, match="outside"):
         dataset.item_columns(0, ITEMS + 2)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 31), (0, 1), (5, 5), (8, 12), (21, 31), (11, 21)])
+def test_item_ids_of_any_range_are_those_of_their_keys(url: str, start: int, stop: int) -> None:
+    digests = [hashlib.blake2b(f"key-{i}".encode(), digest_size=8).digest() for i in range(1, ITEMS + 1)]
+    ids = np.concatenate([[0], np.frombuffer(b"".join(digests), "<i8")])
+    found = Dataset.open(url).item_ids(start, stop)
+    np.testing.assert_array_equal(found, ids[start:stop])
+    assert found.dtype == np.int64
 
 
 def test_item_columns_of_a_rank_are_read_once(url: str) -> None:

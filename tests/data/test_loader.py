@@ -83,7 +83,9 @@ def test_batches_equal_a_slow_oracle(
             assert split(batch.items[batch.targets], batch.lengths) == [sample[1:] for sample in samples]
             assert batch.positions == len(batch.targets) and batch.positions.shape == ()
             padding = sum(L + 1 - len(sample) for sample in samples)
-            counts = Counter({0: padding}) + Counter(item for sample in samples for item in sample)
+            sightings = Counter(item for sample in samples for item in sample)
+            assert batch.sightings().tolist() == [sightings[item] for item in batch.items.tolist()]
+            counts = Counter({0: padding}) + sightings
             negatives = batch.items[batch.negatives]
             if loss.kind == "bce":
                 assert not batch.shared_negatives

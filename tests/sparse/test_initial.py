@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pad_dist.sparse import initial
-from pad_dist.sparse.initial import BLOCK_ROWS, fill_normal
+from pad_dist.sparse.initial import BLOCK_ROWS, fill_normal, normal_of_ids
 
 ROWS, DIM = 2 * BLOCK_ROWS + 700, 6
 
@@ -65,3 +65,23 @@ def test_values_are_normal_with_the_asked_deviation_and_differ_by_seed_and_table
     assert len(np.unique(values.numpy())) > 0.99 * values.numel()
     assert not torch.equal(values, fill(0, ROWS, seed=6))
     assert not torch.equal(values, fill(0, ROWS, table="aligned"))
+
+
+def test_vectors_of_ids_are_normal_and_a_function_of_the_id_and_the_column() -> None:
+    ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 4000)
+
+    def draw(ids: np.ndarray, first: int = 0, columns: int = 7, seed: int = 5, table: str = "id") -> np.ndarray:
+        return normal_of_ids(ids, table=table, first_column=first, columns=columns, std=0.5, seed=seed).numpy()
+
+    values = draw(ids)
+    assert values.shape == (4000, 7)
+    np.testing.assert_array_equal(draw(ids[[7, 3]]), values[[7, 3]])
+    for first, columns in ((0, 1), (1, 2), (3, 4), (6, 1)):
+        np.testing.assert_array_equal(draw(ids, first, columns), values[:, first : first + columns])
+    assert len(np.unique(values)) > 0.99 * values.size
+    # Deviations from a normal distribution, correlations of columns: a few standard errors at most.
+    within = [(abs(values) < 0.5 * width).mean() for width in (1, 2, 3)]
+    np.testing.assert_allclose(within, [0.6827, 0.9545, 0.9973], atol=0.006)
+    assert abs(values.mean()) < 0.01 and abs(np.corrcoef(values.T) - np.eye(7)).max() < 0.06
+    for other in (draw(ids, seed=6), draw(ids, table="aligned")):
+        assert (values == other).mean() < 0.001

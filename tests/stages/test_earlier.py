@@ -96,6 +96,15 @@ def test_another_model_is_refused_naming_the_setting(root: str) -> None:
     assert "text.pooling=mean, this run has last" in refusal(continued(root, *other), "align")
 
 
+def test_hashed_tables_are_continued_by_like_ones_and_place_no_new_items_by_text(root: str) -> None:
+    hashed = ["sparse.hashed.rows=16384", f"out={Path(root).parent}/old"]
+    leave_trained(config(root, *hashed, f"dataset={root}/versions/{versions.published(root)[0]}"), "pretrain")
+    message = refusal(continued(root), "pretrain")
+    assert "was trained with sparse.hashed={" in message and "this run has None" in message
+    storage.remove(f"{root}/versions/{versions.current(root)}/text")
+    check_ready(continued(root, hashed[0]), "pretrain", "run.yaml")
+
+
 def test_a_run_without_the_stage_is_refused(root: str) -> None:
     storage.remove(f"{Path(root).parent}/old/align/result.json")
     assert "old has no align stage that was trained to its end" in refusal(continued(root), "align")

@@ -7,11 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from pad_dist.config import STAGES, StageName
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
-from tests.stages.objective_worker import CATALOGUE, LOSSES, batch, config, objective, rows, values
+from tests.stages.objective_worker import CATALOGUE, DIM, ITEMS, LOSSES, batch, config, objective, rows, values
 from tests.support.ranks import run_ranks
 
 
@@ -53,6 +54,28 @@ def test_items_without_occurrences_are_no_samples() -> None:
     broken["text"][batch().occurrences == 0] = torch.nan
     loss = objective("align", config())
     torch.testing.assert_close(loss(batch(), broken), loss(batch(), rows()))
+
+
+@pytest.mark.parametrize("fusion", ["sum", "concat"])
+def test_an_item_without_a_row_is_made_of_its_text_and_is_no_sample(fusion: str) -> None:
+    model = {"dim": DIM, "max_length": 4, "dropout": 0.0, "fusion": fusion}
+    lacking = rows()
+    lacking["aligned"] = torch.where(torch.arange(ITEMS)[:, None] == 7, 0, lacking["aligned"])
+    loss = objective("align", config(model=model, align={"gamma": 0.7}))
+    output = loss.pad(batch(), lacking)
+    assert output.projected is not None and output.anchored is not None
+    if fusion == "sum":
+        torch.testing.assert_close(output.items["aligned"][7], output.projected[7])
+    else:
+        own = loss.pad.experts["aligned"].fusion[1]
+        torch.testing.assert_close(
+            output.items["aligned"][7], gelu(output.projected[7] @ own.weight[:, DIM:].T + own.bias)
+        )
+    others = batch().occurrences * (torch.arange(ITEMS) != 7)
+    kept = others > 0
+    discrepancy = mk_mmd(output.projected[kept], output.anchored[kept], others[kept])
+    alone = objective("align", config(model=model, align={"gamma": 0}))(batch(), lacking)
+    torch.testing.assert_close(loss(batch(), lacking), alone + 0.7 * discrepancy)
 
 
 def test_a_batch_without_samples_or_positions_costs_nothing() -> None:

@@ -51,6 +51,7 @@ def stale(before: Config, after: Config) -> set[str]:
         ("model.caser.window=3", EVERY),
         ("sparse.optimizer=sgd", EVERY),
         ("sparse.init_std=0.1", EVERY),
+        ("sparse.hashed.rows=32768", EVERY),
         ("training.batch_size=64", EVERY),
         ("training.loss.kind=bce", EVERY),
         ("training.loss.negatives=9", EVERY),

@@ -53,6 +53,7 @@ class Stage:
                 validate=self.validate,
                 save=self.save,
                 stopping=lambda: False,
+                counters=lambda: {"id.admitted": 5},
                 recorder=recorder,
             )
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -127,7 +128,7 @@ def test_learning_rate_warms_up_once(tmp_path: Path, warmup: int, expected: list
 def test_losses_are_told_every_few_steps_and_at_the_end_of_the_epoch(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.1] * 3, epochs=2, log_every=2)
     assert stage.places("train") == [(1, 2), (1, 3), (2, 5), (2, 6)]
-    assert {line["loss"] for line in stage.lines if line["kind"] == "train"} == {0.5}
+    assert {(line["loss"], line["id.admitted"]) for line in stage.lines if line["kind"] == "train"} == {(0.5, 5)}
 
 
 def test_a_skipped_step_is_counted_and_leaves_the_warm_up_where_it_was(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def tell(recorder: Recorder) -> None:
     for place in range(1, 11):
         recorder.count(128)
         if place == 10:
-            recorder.training(epoch=2, step=50, place=10, steps=40, loss=1.5)
+            recorder.training(epoch=2, step=50, place=10, steps=40, loss=1.5, counters={"id.admitted": 7})
     recorder.validation(epoch=2, step=80, metrics=METRICS, best=True)
     recorder.validation(epoch=3, step=120, metrics=METRICS, best=False)
 
@@ -57,7 +57,8 @@ def test_json_lines_hold_what_the_console_shows(tmp_path: Path) -> None:
         tell(recorder)
         # Readable while training goes on.
         train, valid, _ = lines(tmp_path / "new" / "folder")
-    assert train == {"kind": "train", "step": 50, "epoch": 2, "time": 1e9, "loss": 1.5, "sequences_per_s": 320.0}
+    values = {"loss": 1.5, "sequences_per_s": 320.0, "id.admitted": 7}
+    assert train == {"kind": "train", "step": 50, "epoch": 2, "time": 1e9, **values}
     scores = {"hr@10": 0.0625, "ndcg@10": 0.03125, "cold_hr@10": 0.015625}
     assert valid == {"kind": "valid", "step": 80, "epoch": 2, "time": 1e9, **scores}
 
@@ -70,6 +71,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
     assert told.pop("train/sequences_per_s")[0][0] == 50
     assert told == {
         "train/loss": [(50, 1.5)],
+        "train/id.admitted": [(50, 7)],
         "valid/hr@10": [(80, 0.0625), (120, 0.0625)],
         "valid/ndcg@10": [(80, 0.03125), (120, 0.03125)],
         "valid/cold_hr@10": [(80, 0.015625), (120, 0.015625)],
