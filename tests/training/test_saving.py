@@ -14,6 +14,7 @@ SHARDED = [
     {"sharding": "row_wise", "optimizer": "rowwise_adagrad"},
     {"sharding": "column_wise", "optimizer": "adagrad"},
     {"sharding": "table_wise", "optimizer": "sgd"},
+    {"sharding": "grid", "optimizer": "adagrad", "precision": "fp16"},
 ]
 ALONE = [
     *SHARDED,
