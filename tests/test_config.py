@@ -12,7 +12,7 @@ from pad_dist.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SECTIONS = (ROOT / "pad_dist/config.py", ROOT / "pad_dist/config_data.py")
+SECTIONS = tuple(ROOT / f"pad_dist/{name}.py" for name in ("config", "config_data", "config_model"))
 
 
 def classes(file: Path) -> list[ast.ClassDef]:

@@ -4,8 +4,8 @@ At a save each rank notes its parts and a thread writes them block after block f
 the memory that training works on. What is written is exactly the state at the save,
 because of this invariant: under `_lock`, a row either lies in a block that the
 thread has taken (`_taken`), or has not changed since the save, or its old values are
-in `_old`. Training keeps it: before the rows of a step change, `Saver.keep` puts
-those that are not taken into `_old`, once each. The thread keeps it too: it copies a
+in `OldRows`. Training keeps it: before the rows of a step change, `Saver.keep` puts
+those that are not taken into `OldRows`, once each. The thread keeps it too: it copies a
 block without the lock, while rows may change under it, then, under the lock, lays
 the old rows over the copy and marks the block as taken. Rows that changed during
 the copy are among those, so the copy is whole.
@@ -32,6 +32,7 @@ from pad_dist.config import CheckpointConfig
 from pad_dist.errors import UserError
 from pad_dist.sparse.tables import Part
 from pad_dist.training import checkpoint
+from pad_dist.training.old_rows import OldRows
 from pad_dist.training.ranks import Ranks
 from pad_dist.training.shard_files import BlockFile, layout, write_parts
 from pad_dist.training.stop import Stopped
@@ -53,6 +54,7 @@ class Saver:
         self._ranks = ranks
         self._say = say
         self._flight: _Flight | None = None
+        self._old: dict[tuple[str, tuple[int, ...]], OldRows] = {}
         self.lost: set[int] = set()
         self.newest: int | None = None
 
@@ -100,9 +102,19 @@ class Saver:
             self._failed(path, step, error)
             return
         whole = {"dense": dense, "optimizer": optimizer} if self._ranks.is_first else {}
-        self._flight = _Flight(path, step, best, meta, parts, whole, self._ranks.rank)
+        parts = [part for part in parts if part.tensor.numel()]
+        self._flight = _Flight(path, step, best, meta, parts, self._old_rows(parts), whole, self._ranks.rank)
         if not self._config.asynchronous:
             self.finish()
+
+    def _old_rows(self, parts: Sequence[Part]) -> list[OldRows | None]:
+        """Those of each part, None where it is copied, cleared for a new save."""
+        for part in parts:
+            if not part.copied and (part.name, part.offsets) not in self._old:
+                self._old[part.name, part.offsets] = OldRows(part)
+        for old in self._old.values():
+            old.clear()
+        return [self._old.get((part.name, part.offsets)) for part in parts]
 
     def keep(self, items: Tensor) -> None:
         """Before rows change: `items` are the rows of this rank's step. Collective while a save is in flight."""
@@ -204,15 +216,14 @@ class _Flight:
         best: int,
         meta: dict[str, Any],
         parts: Sequence[Part],
+        old: Sequence[OldRows | None],
         whole: Mapping[str, Mapping[str, Tensor]],
         rank: int,
     ) -> None:
         self.path, self.step, self.best, self.meta = path, step, best, meta
         self.error = ""
         self.written: dict[str, Any] = {"files": {}, "parts": []}
-        self._parts = [
-            replace(part, tensor=part.tensor.clone()) if part.copied else part for part in parts if part.tensor.numel()
-        ]
+        self._parts = [replace(part, tensor=part.tensor.clone()) if part.copied else part for part in parts]
         self._whole = {
             f"{name}.safetensors": to_safetensors({key: value.contiguous().cpu() for key, value in values.items()})
             for name, values in whole.items()
@@ -220,11 +231,7 @@ class _Flight:
         self._layout = layout(f"tables-{rank:05d}.safetensors", self._parts)
         self._lock = threading.Lock()
         self._taken = [len(part.tensor) if part.copied else 0 for part in self._parts]
-        self._old: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._parts]
-        self._kept = [
-            torch.zeros(0 if part.copied else len(part.tensor), dtype=torch.bool, device=part.tensor.device)
-            for part in self._parts
-        ]
+        self._old = old
         self.is_written = False
         """Every rank has written its files."""
         self.left = ""
@@ -252,14 +259,10 @@ class _Flight:
     def keep(self, rows: Tensor) -> None:
         """Put the old values of rows, ascending in the whole table, aside where the thread has not taken them."""
         with self._lock:
-            for number, part in enumerate(self._parts):
-                if self._taken[number] == len(part.tensor):
-                    continue
-                local = rows - part.offsets[0]
-                local = local[(local >= self._taken[number]) & (local < len(part.tensor))]
-                local = local[~self._kept[number][local]]
-                self._kept[number][local] = True
-                self._old[number].append((local, part.tensor[local]))
+            for taken, part, old in zip(self._taken, self._parts, self._old, strict=True):
+                if old is not None and taken < len(part.tensor):
+                    local = rows - part.offsets[0]
+                    old.keep(local[(local >= taken) & (local < len(part.tensor))])
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
@@ -283,12 +286,8 @@ class _Flight:
             raise InterruptedError("the save was given up")
         part = self._parts[number]
         out.copy_(part.tensor[start:stop])
-        if part.copied:
-            return
-        with self._lock:
-            for rows, values in self._old[number]:
-                first, last = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device)).tolist()
-                out[(rows[first:last] - start).to(out.device)] = values[first:last].to(out)
-            self._taken[number] = stop
-            if stop == len(part.tensor):
-                self._old[number] = []
+        old = self._old[number]
+        if old is not None:
+            with self._lock:
+                old.lay_over(start, stop, out)
+                self._taken[number] = stop
