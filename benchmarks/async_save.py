@@ -85,14 +85,12 @@ def measured(folder: str, gib: float, repeat: int) -> tuple[float, ...]:
         steps = 0
         while saver.in_flight:
             work.step(saver)
-            saver.poll()
             steps += 1
         background = time.monotonic() - started
         ranks.barrier()
         started = time.monotonic()
         for _ in range(steps):
             work.step(saver)
-            saver.poll()
         alone = time.monotonic() - started
         found.append((alone / steps, waiting, background, steps, background - alone))
     # The first repetition warms up.

@@ -107,11 +107,6 @@ def _train(system: System, validate: Validate) -> Best:
         )
         return progress.best
 
-    def step(number: int, batch: Batch) -> Tensor:
-        loss = trainer.step(number, batch)
-        saver.poll()
-        return loss
-
     training = config.training
     schedule = Schedule(
         config.stage(stage),
@@ -134,7 +129,7 @@ def _train(system: System, validate: Validate) -> Best:
             schedule,
             start=start,
             batches=trainer.batches,
-            train_step=step,
+            train_step=trainer.step,
             set_lr_scale=trainer.set_lr_scale,
             validate=validate_now,
             save=save,

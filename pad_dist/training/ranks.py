@@ -63,11 +63,8 @@ class Ranks:
         dist.all_gather_object(found, value, group=self.group)
         return found
 
-    def union(self, items: torch.Tensor) -> torch.Tensor:
-        """[n] integers of each rank -> all of them, ascending, each once. Collective."""
-        counts = items.new_zeros(self.world_size)
-        counts[self.rank] = len(items)
-        longest = int(self.sum(counts).max())
+    def union(self, items: torch.Tensor, longest: int) -> torch.Tensor:
+        """[n] integers of each rank, n at most `longest` -> all of them, ascending, each once. Collective."""
         padded = items.new_full((longest,), -1)
         padded[: len(items)] = items
         found = [torch.empty_like(padded) for _ in range(self.world_size)]

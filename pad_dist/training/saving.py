@@ -117,23 +117,26 @@ class Saver:
         return [self._old.get((part.name, part.offsets)) for part in parts]
 
     def keep(self, items: Tensor) -> None:
-        """Before rows change: `items` are the rows of this rank's step. Collective while a save is in flight."""
-        if self._flight is not None:
-            self._flight.keep(self._ranks.union(items))
+        """Before rows change: complete the save in flight if every rank has written its part, else put the rows aside.
 
-    def poll(self) -> None:
-        """After a step: complete the save in flight if every rank has written its part.
+        `items` are the rows of this rank's step. Collective while a save is in flight.
 
         Raises:
             UserError: as `save`.
         """
-        if self._flight is not None:
-            ended = torch.tensor([self._flight.ended, self._flight.error != ""], device=self._ranks.device).long()
-            all_ended, failed = self._ranks.sum(ended).tolist()
-            if failed:
-                self._flight.give_up()
-            if failed or all_ended == self._ranks.world_size:
-                self._advance(self._flight)
+        flight = self._flight
+        if flight is None:
+            return
+        counts = torch.zeros(self._ranks.world_size + 2, dtype=torch.int64, device=items.device)
+        counts[self._ranks.rank] = len(items)
+        counts[-2:] = torch.tensor([flight.ended, flight.error != ""])
+        *lengths, ended, failed = self._ranks.sum(counts).tolist()
+        if failed:
+            flight.give_up()
+        if failed or ended == self._ranks.world_size:
+            self._advance(flight)
+        elif not flight.is_written:
+            flight.keep(self._ranks.union(items, max(lengths)))
 
     def finish(self) -> None:
         """Wait for the save in flight.

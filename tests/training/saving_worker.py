@@ -60,7 +60,6 @@ def _both_ways(folder: str, config: SparseConfig) -> int:
         _save(saver, tables, 3)
         while saver.in_flight:
             _train(tables, 3 + during, saver)
-            saver.poll()
             during += 1
     changed = sum((part.tensor != before[part.name]).sum().item() for part in tables.parts() if part.name in before)
     assert changed > 500 * DIM / dist.get_world_size(), "training changed next to nothing"
