@@ -27,6 +27,7 @@ __all__ = [
     "ExpertName",
     "HashedConfig",
     "InputFormat",
+    "KernelName",
     "LossConfig",
     "ModelConfig",
     "ReduceConfig",
@@ -40,6 +41,7 @@ __all__ = [
 
 ExpertName = Literal["id", "aligned", "text"]
 StageName = Literal["pretrain", "align", "disentangle"]
+KernelName = Literal["gaussian_mixture", "gaussian", "laplace", "linear", "cosine"]
 STAGES: tuple[StageName, ...] = ("pretrain", "align", "disentangle")
 
 
@@ -84,21 +86,54 @@ class StageConfig(Section):
 class AlignConfig(StageConfig):
     """Stage 2: recommendation-anchored alignment."""
 
+    anchor: bool = True
+    """Learn from the recommendation loss too; false: from the alignment alone, encoder and fusion stay as they are."""
+    alignment: Literal["mk_mmd", "infonce"] = "mk_mmd"
+    """What draws texts t and rows e of the aligned table together. `mk_mmd`: their distributions (the paper's);
+    `infonce`: the two of one item, apart from those of all others in the batch, as in CLIP."""
     gamma: float = Field(0.2, ge=0)
-    """Weight of MK-MMD."""
+    """Weight of the alignment; 0 leaves it out."""
     mmd_item_share: float = Field(1.0, gt=0, le=1)
-    """Share of items, redrawn per step by hash, that enter MK-MMD; 1 is the paper's."""
+    """Share of items, redrawn per step by hash, that enter the alignment; 1 is the paper's."""
+    kernel: KernelName = "gaussian_mixture"
+    """Of MK-MMD, m being the mean squared distance of all pairs. `gaussian_mixture`: exp(-|x - y|^2 / (2 a m)) summed
+    over a = 1/8, 1/4, ..., 2 (the paper's); `gaussian`: a = 1; `laplace`: exp(-|x - y| / sqrt(m)), Euclidean;
+    `linear`: <x, y>, which compares means alone; `cosine`: that of L2-normalised vectors."""
+    samples: Literal["occurrences", "unique"] = "occurrences"
+    """Of MK-MMD: every occurrence in the batch, padding too (the paper's), or each item once, as in InfoNCE."""
+    temperature: float = Field(0.07, gt=0)
+    """Divides the cosines (infonce)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.anchor or self.gamma):
+            raise ValueError("anchor=false and gamma=0 leave nothing to learn from: set one of them")
+        if self.alignment == "infonce" and (self.kernel != "gaussian_mixture" or self.samples != "occurrences"):
+            raise ValueError("kernel and samples belong to alignment=mk_mmd: with infonce leave them out")
+        return self
 
 
 class DisentangleConfig(StageConfig):
-    """Stage 3: frequency-gated triple-expert mixture."""
+    """Stage 3: frequency-gated mixture of experts."""
 
-    freeze: tuple[ExpertName, ...] = Field((), max_length=2)
-    """Experts kept as they come, two at most; the paper freezes none."""
+    experts: tuple[ExpertName, ...] = Field(("id", "aligned", "text"), min_length=2)
+    """Which are mixed: two, or the paper's three."""
+    gate: Literal["frequency", "none"] = "frequency"
+    """What weighs the experts: the item's frequency bin, with weights that are learned, or nothing: all count alike."""
+    freeze: tuple[ExpertName, ...] = ()
+    """Experts kept as they come, not all of them; the paper freezes none."""
     expert_loss: float = Field(0.0, ge=0)
     """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
     gate_lr: float = Field(1e-2, gt=0)
     gate_weight_decay: float = Field(0.01, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.experts)) < len(self.experts):
+            raise ValueError(f"experts={list(self.experts)} names one twice")
+        if not set(self.freeze) < set(self.experts):
+            raise ValueError(f"freeze={list(self.freeze)} must be some of experts={list(self.experts)}, not all")
+        return self
 
 
 class TrainingConfig(Section):

@@ -34,7 +34,7 @@ from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.local_ranks import run_ranks
 from pad_dist.stages.earlier import earlier
-from pad_dist.stages.parts import MAIN_SCORER, PARTS, evaluation_mark, fingerprint, is_trained, stage_dir
+from pad_dist.stages.parts import MAIN_SCORER, evaluation_mark, fingerprint, is_trained, parts, stage_dir
 from pad_dist.training.ranks import device_kind
 
 
@@ -215,7 +215,7 @@ def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
     return build_report(
         dataset={**manifest.counts, "bin_cuts": manifest.parameters["bin_cuts"], **content},
         stages={stage: scores[stage][MAIN_SCORER[stage]] for stage in STAGES},
-        experts={name: last[name] for name in PARTS["disentangle"].experts},
+        experts={name: last[name] for name in parts(config, "disentangle").experts},
         popularity=last["popularity"],
         timings_s=timings,
         # A stage may have been trained by an earlier call, elsewhere.

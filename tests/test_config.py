@@ -255,8 +255,16 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ({"align": {"gamma": float("inf")}}, "align.gamma: Input should be a finite number"),
         (
             {"disentangle": {"freeze": ["id", "aligned", "text"]}},
-            "disentangle.freeze: Tuple should have at most 2",
+            "freeze=['id', 'aligned', 'text'] must be some of experts=['id', 'aligned', 'text'], not all",
         ),
+        (
+            {"disentangle": {"freeze": ["id"], "experts": ["aligned", "text"]}},
+            "freeze=['id'] must be some of experts=['aligned', 'text']",
+        ),
+        ({"disentangle": {"experts": ["id", "id"]}}, "experts=['id', 'id'] names one twice"),
+        ({"disentangle": {"experts": ["id"]}}, "disentangle.experts: Tuple should have at least 2"),
+        ({"align": {"anchor": False, "gamma": 0}}, "anchor=false and gamma=0 leave nothing to learn from"),
+        ({"align": {"alignment": "infonce", "kernel": "linear"}}, "kernel and samples belong to alignment=mk_mmd"),
         ({"sparse": {"sharding": "column_wise"}}, "sparse.sharding=column_wise would keep one rowwise_adagrad state"),
         (
             {"sparse": {"sharding": "grid", "optimizer": "partial_rowwise_adam"}},

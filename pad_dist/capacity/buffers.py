@@ -15,7 +15,7 @@ from pad_dist.evaluation.evaluate import LOOKUP_ROWS, USER_BYTES, VECTOR_BYTES
 from pad_dist.evaluation.ranking import SCORE_BYTES
 from pad_dist.sparse.initial import block_rows
 from pad_dist.sparse.row_shards import row_range
-from pad_dist.stages.parts import PARTS, needs_text
+from pad_dist.stages.parts import needs_text, parts
 
 
 def phases(
@@ -41,17 +41,17 @@ def _start(config: Config, stage: StageName, data: DataSize, device: Device, row
 
 
 def _step(config: Config, stage: StageName, data: DataSize, world_size: int, step: StepSize) -> list[Line]:
-    model, parts = config.model, PARTS[stage]
+    model, made_of = config.model, parts(config, stage)
     width = 2 if config.training.precision == "bf16" else 4
-    experts = len(parts.experts)
+    experts = len(made_of.experts)
     # Of each table: rows sent, received, put in order, cast, and the gradients on the same way back.
-    lookups = len(parts.tables) * step.unique * model.dim * 4 * 6
+    lookups = len(made_of.tables) * step.unique * model.dim * 4 * 6
     if needs_text(stage):
         lookups += step.unique * data.text_dim * (2 * 2 + 4 * 3)
     # Of a position in a block: inputs and outputs of norms, projections, attention, feed-forward and dropouts.
     per_position = 30 * model.dim + 3 * model.heads * model.max_length
     encoder = experts * step.positions * width * (4 * model.dim + model.blocks * per_position)
-    projected = sum(name != "id" for name in parts.experts) * step.unique * model.dim * width
+    projected = sum(name != "id" for name in made_of.experts) * step.unique * model.dim * width
     projector = projected * 3 * (1 + model.projector_layers)
     scored = 1 + (experts if stage == "disentangle" and config.disentangle.expert_loss else 0)
     per_logit = (3 * 4 + 1) if config.training.loss.kind == "sampled_softmax" else 0
@@ -63,19 +63,20 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
         Line("dense gradients on their way", 4 * dense_parameters(config, stage, data.text_dim)[1]),
     ]
     if stage == "align" and config.align.gamma:
-        # Samples of all ranks, gathered and joined, then both sides centred and scaled.
+        # Gathered and joined, then both sides centred or normalised, and scaled; linear and cosine MMD take less.
         samples = world_size * step.unique
-        lines.append(Line("MK-MMD samples of all ranks", samples * (2 * (2 * model.dim + 1) + 4 * model.dim) * 4))
+        lines.append(Line("samples of all ranks, aligned", samples * (2 * (2 * model.dim + 1) + 4 * model.dim) * 4))
     return lines
 
 
 def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> list[Line]:
-    width = config.model.dim * len(PARTS[stage].experts) * 4
+    made_of = parts(config, stage)
+    width = config.model.dim * len(made_of.experts) * 4
     block = min(rows, max(1, VECTOR_BYTES // width))
     per_user = width + 8 * (2 + -(-data.interactions // data.users))
     users = min(data.users, config.evaluation.batch_size + (0 if block == rows else USER_BYTES // per_user))
     scores = min(users * block * 4, max(SCORE_BYTES, 2 * block * 4))
-    looked_up = len(PARTS[stage].tables) * config.model.dim * 4 * 6 + 2 * (width if stage != "pretrain" else 0)
+    looked_up = len(made_of.tables) * config.model.dim * 4 * 6 + 2 * (width if stage != "pretrain" else 0)
     if needs_text(stage):
         looked_up += data.text_dim * (2 * 2 + 4 * 3)
     return [

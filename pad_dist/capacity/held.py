@@ -13,7 +13,7 @@ from pad_dist.model.pad import Pad
 from pad_dist.sparse.id_map import map_bytes
 from pad_dist.sparse.placement import DEVICE_SHARE, STATES, Block, block_bytes
 from pad_dist.sparse.row_shards import row_range
-from pad_dist.stages.parts import PARTS, needs_text
+from pad_dist.stages.parts import frozen_parameters, needs_text, parts
 from pad_dist.training.shard_files import BLOCK_BYTES
 
 PROCESS_BYTES = 475 << 20
@@ -32,7 +32,7 @@ def held(
     on_gpu = device.kind == "cuda"
     lines = [line for block in blocks for line in _table(block, config)]
     if config.sparse.hashed:
-        lines += _hashed(config.sparse.hashed, len(PARTS[stage].tables), rows, world_size, on_gpu)
+        lines += _hashed(config.sparse.hashed, len(parts(config, stage).tables), rows, world_size, on_gpu)
     if needs_text(stage):
         lines.append(Line("text vectors, float16", rows * data.text_dim * 2))
     lines += [
@@ -89,11 +89,11 @@ def _table(block: Block, config: Config) -> list[Line]:
 
 def dense_parameters(config: Config, stage: StageName, text_dim: int) -> tuple[int, int]:
     """Parameters of the stage's dense module, and how many of them are trained."""
+    made_of = parts(config, stage)
     with torch.device("meta"):
-        pad = Pad(PARTS[stage].experts, config.model, text_dim)
-    frozen = config.disentangle.freeze if stage == "disentangle" else ()
+        pad = Pad(made_of.experts, config.model, text_dim, made_of.gated)
     parameters = {name: p.numel() for name, p in pad.named_parameters()}
-    still = sum(n for name, n in parameters.items() if name.startswith(tuple(f"experts.{e}." for e in frozen)))
+    still = sum(n for name, n in parameters.items() if name.startswith(frozen_parameters(config, stage)))
     return sum(parameters.values()), sum(parameters.values()) - still
 
 

@@ -7,7 +7,7 @@ from pad_dist.capacity.lines import Line
 from pad_dist.capacity.sizes import DataSize, StepSize
 from pad_dist.config import Config, StageName
 from pad_dist.sparse.placement import Block
-from pad_dist.stages.parts import PARTS, needs_text
+from pad_dist.stages.parts import needs_text, parts
 
 
 def traffic(
@@ -19,7 +19,7 @@ def traffic(
     give out new weights; ZeRO 3 gathers weights for forward and for backward instead.
     """
     others = (world_size - 1) / world_size
-    tables, dim = len(PARTS[stage].tables), config.model.dim
+    tables, dim = len(parts(config, stage).tables), config.model.dim
     rows = tables * step.unique * dim * 4
     frozen = step.unique * (1 + (data.text_dim * 2 if needs_text(stage) else 0))
     # Every part of a row that is cut by columns is asked for by itself.
@@ -38,5 +38,5 @@ def traffic(
         ("dense weights" if zero else "dense gradients, summed", width * gathered * others),
     ]
     if stage == "align" and config.align.gamma:
-        sent.append(("MK-MMD samples", step.unique * (2 * dim + 1) * 4 * (world_size - 1)))
+        sent.append(("samples of the alignment", step.unique * (2 * dim + 1) * 4 * (world_size - 1)))
     return [Line(name, int(size)) for name, size in sent]

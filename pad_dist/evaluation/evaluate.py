@@ -47,7 +47,7 @@ def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, 
     """All scores of a trained stage: {scorer: {split: metrics}}. Collective."""
     system = load_trained(config, stage, ranks)
     pad = system.pad.eval()
-    scorers = [*pad.names, *(["mixture"] if pad.gate is not None else []), "popularity"]
+    scorers = [*pad.names, *(["mixture"] if len(pad.names) > 1 else []), "popularity"]
     by_split: dict[str, dict[str, Metrics]] = {split: evaluate(system, pad, split, scorers) for split in SPLITS}
     return {name: {split: by_split[split][name] for split in SPLITS} for name in scorers}
 

@@ -60,7 +60,7 @@ class AlignedExpert(Expert):
         )
 
     def sides(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """What MK-MMD aligns: projected text t and anchor e, [U, D] each."""
+        """What is aligned: projected text t and anchor e, [U, D] each."""
         return self.projector(rows["text"]), rows["aligned"]
 
     def fuse(self, text: Tensor, anchor: Tensor) -> Tensor:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pad_dist.config import ExpertName
+
 BINS = 11
 """Bin 0 is padding, 1 the most popular items, 10 the rare and the unseen."""
 
-_FIRST_AND_LAST_LOGIT = {"id": (1.0, 0.0), "aligned": (-4.0, -5.0), "text": (0.0, 1.0)}
+_FIRST_AND_LAST_LOGIT: dict[ExpertName, tuple[float, float]] = {
+    "id": (1.0, 0.0),
+    "aligned": (-4.0, -5.0),
+    "text": (0.0, 1.0),
+}
 
 
 class Gate(nn.Module):
-    """Weights of the ID, aligned and text expert from the candidate item's frequency bin.
+    """Weights of the named experts from the candidate item's frequency bin.
 
-    Logits start on the paper's ramps, or all at 0 ("even": each expert a third).
+    Logits start on the paper's ramps, or all at 0 ("even": all experts alike).
     """
 
-    def __init__(self, init: Literal["ramps", "even"]) -> None:
+    def __init__(self, experts: Sequence[ExpertName], init: Literal["ramps", "even"]) -> None:
         super().__init__()
-        ramps = torch.stack([torch.linspace(*ends, BINS) for ends in _FIRST_AND_LAST_LOGIT.values()], dim=1)
+        ramps = torch.stack([torch.linspace(*_FIRST_AND_LAST_LOGIT[name], BINS) for name in experts], dim=1)
         self.logits = nn.Parameter(ramps if init == "ramps" else torch.zeros_like(ramps))
 
     def forward(self, bins: Tensor) -> Tensor:
-        """[U] bins -> [U, 3] weights in the order id, aligned, text; each row sums to 1."""
+        """[U] bins -> [U, M] weights in the order of the experts; each row sums to 1."""
         openings = torch.sigmoid(F.embedding(bins, self.logits))
         return openings / openings.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""PAD's dense part: any of the three experts, and the gate when all are there (METHOD, phase 3)."""
+"""PAD's dense part: any of the three experts, and the gate where several are mixed (METHOD, phase 3)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Output:
         items: per expert [U, D], the vector of each unique item.
         projected: [U, D] projected text t of the aligned expert, if it is there.
         anchored: [U, D] aligned-table rows e, likewise.
-        gate: [U, M] weights, if all three experts are there.
+        gate: [U, M] weights, if there are several experts.
     """
 
     users: dict[ExpertName, Tensor]
@@ -38,8 +38,8 @@ class Output:
     def mixture(self) -> tuple[Tensor, Tensor]:
         """Users [P, M*D] and items [U, M*D] whose inner product is the mixture's score.
 
-        sum_m g_m <u_m, v_m> = <[u_1 ; u_2 ; u_3], [g_1 v_1 ; g_2 v_2 ; g_3 v_3]>; without a
-        gate every weight is 1.
+        sum_m g_m <u_m, v_m> = <[u_1 ; u_2 ; u_3], [g_1 v_1 ; g_2 v_2 ; g_3 v_3]>; a single
+        expert's weight is 1.
         """
         return torch.cat([*self.users.values()], dim=1), _mix([*self.items.values()], self.gate)
 
@@ -51,16 +51,17 @@ class Pad(nn.Module):
         experts: any of id, aligned, text; kept in that order.
         config: width, depth and forms.
         text_dim: width of the text embeddings; unused by the ID expert.
+        gated: whether several experts are weighed by a gate; else all count alike.
 
     Dense weights start Xavier-normal and biases at 0 (paper); seed with torch.manual_seed.
     """
 
-    def __init__(self, experts: Sequence[ExpertName], config: ModelConfig, text_dim: int) -> None:
+    def __init__(self, experts: Sequence[ExpertName], config: ModelConfig, text_dim: int, gated: bool = True) -> None:
         super().__init__()
         self.names = tuple(name for name in EXPERTS if name in experts)
         self.experts = nn.ModuleDict({name: build_expert(name, config, text_dim) for name in self.names})
         self.experts.apply(_initialise)
-        self.gate = Gate(config.gate_init) if self.names == EXPERTS else None
+        self.gate = Gate(self.names, config.gate_init) if gated and len(self.names) > 1 else None
 
     def forward(self, batch: Batch, rows: Rows) -> Output:
         """Encode a training batch; `rows` are those of `batch.items`."""
@@ -112,7 +113,12 @@ class Pad(nn.Module):
         return cast(Expert, self.experts[name])
 
     def _gate(self, rows: Rows) -> Tensor | None:
-        return None if self.gate is None else self.gate(rows["bin"])
+        if len(self.names) == 1:
+            return None
+        if self.gate is None:
+            return next(self.parameters()).new_full((len(rows["bin"]), len(self.names)), 1 / len(self.names))
+        weights: Tensor = self.gate(rows["bin"])
+        return weights
 
     def _cast(self, rows: Rows) -> Rows:
         """Rows in the dtype of the weights: the tables stay fp32 under a bf16 module."""

@@ -1,13 +1,18 @@
-"""MK-MMD: five Gaussian kernels, over the samples of all ranks (METHOD, MK-MMD)."""
+"""MK-MMD: five Gaussian kernels, or another kernel, over the samples of all ranks (METHOD, MK-MMD)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from pad_dist.config import KernelName
+from pad_dist.objectives.samples import alone, gather, unit
 
 _POWERS = (1, 2, 4, 8, 16)
 """With k the widest kernel (a = 2), the others are its powers 2 / a: one exp, four squarings."""
@@ -16,7 +21,13 @@ _CHUNK_ELEMENTS = 1 << 18
 """Kernel values held at once: a chunk of rows small enough to stay in the processor's cache."""
 
 
-def mk_mmd(text: Tensor, anchor: Tensor, weights: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def mk_mmd(
+    text: Tensor,
+    anchor: Tensor,
+    weights: Tensor,
+    group: dist.ProcessGroup | None = None,
+    kernel: KernelName = "gaussian_mixture",
+) -> Tensor:
     """This rank's share of the multi-kernel maximum mean discrepancy between t and e.
 
     Item u stands for `weights[u]` samples on each side; the result equals METHOD's sum over
@@ -28,6 +39,7 @@ def mk_mmd(text: Tensor, anchor: Tensor, weights: Tensor, group: dist.ProcessGro
         anchor: [U, D] e.
         weights: [U] occurrences, summing over ranks to n.
         group: defaults to all ranks, where torch.distributed is initialised.
+        kernel: K of METHOD's formula, see `AlignConfig.kernel`.
 
     Returns:
         [] fp32 (fp64 if the inputs are). The shares of all ranks SUM to the global loss, and the
@@ -38,28 +50,68 @@ def mk_mmd(text: Tensor, anchor: Tensor, weights: Tensor, group: dist.ProcessGro
     dtype = torch.promote_types(torch.promote_types(text.dtype, anchor.dtype), torch.float32)
     text, anchor = text.to(dtype), anchor.to(dtype)
     weights = weights.to(dtype)
+    if kernel == "cosine":
+        text, anchor = unit(text), unit(anchor)
+    if kernel in ("linear", "cosine"):
+        return _linear(text, anchor, weights, group)
+    samples, dim = gather(torch.cat([text, anchor, weights.unsqueeze(1)], dim=1), group), text.shape[1]
     share: Tensor = _MkMmd.apply(  # type: ignore[no-untyped-call]
-        text, anchor, weights, *_gather(text, anchor, weights, group)
+        text, anchor, weights, samples[:, :dim], samples[:, dim:-1], samples[:, -1], _KERNELS[kernel]
     )
     return share
 
 
-@torch.no_grad()
-def _gather(
-    text: Tensor, anchor: Tensor, weights: Tensor, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The samples of all ranks: [N, D], [N, D], [N]; short ranks are filled up with weight 0."""
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
-        return text.detach(), anchor.detach(), weights
-    most = torch.tensor(len(weights), device=text.device)
-    dist.all_reduce(most, dist.ReduceOp.MAX, group)
-    own = torch.cat([text, anchor, weights.unsqueeze(1)], dim=1)
-    own = F.pad(own, (0, 0, 0, int(most) - len(own)))
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, own, group)
-    every = torch.cat(parts)
-    dim = text.shape[1]
-    return every[:, :dim], every[:, dim:-1], every[:, -1]
+def _linear(text: Tensor, anchor: Tensor, weights: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """K = <x, y>: the squared distance of the two means, less what the pairs of a sample with itself would add."""
+    sums = weights @ torch.cat([text, anchor, torch.ones_like(text[:, :1])], dim=1).detach()
+    if not alone(group):
+        dist.all_reduce(sums, group=group)
+    dim, n = text.shape[1], sums[-1]
+    if n < 2:
+        return 0 * (text.sum() + anchor.sum())
+    text_mean, anchor_mean = sums[:dim] / n, sums[dim:-1] / n
+    apart = weights @ (text - anchor) @ (text_mean - anchor_mean) / n
+    spread = weights @ ((text - text_mean).square() + (anchor - anchor_mean).square()).sum(dim=1) / (n * (n - 1))
+    # A square's gradient is twice that of a product of which one factor is held.
+    return 2 * apart - apart.detach() - spread + 2 * weights.sum() / (n * (n - 1))
+
+
+class _Kernel(NamedTuple):
+    """A kernel of the distance.
+
+    Attributes:
+        width: |x - y|^2 is divided by width * m, m the mean squared distance of all pairs.
+        at_zero: K(x, x).
+        of: from -|x - y|^2, which it may overwrite, K and K's derivative in it.
+    """
+
+    width: float
+    at_zero: int
+    of: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _gaussians(powers: tuple[int, ...], minus: Tensor) -> tuple[Tensor, Tensor]:
+    kernel = minus.exp_()
+    value, slope = kernel.clone(), kernel.clone()
+    for power in powers[1:]:
+        kernel.square_()
+        value += kernel
+        slope.add_(kernel, alpha=power)
+    return value, slope
+
+
+def _laplace(minus: Tensor) -> tuple[Tensor, Tensor]:
+    # Less than this is what rounding leaves of 0, where there is no slope.
+    distance = F.threshold(minus.neg_().sqrt_(), 8 * torch.finfo(minus.dtype).eps ** 0.5, 0)
+    value = torch.exp(-distance)
+    return value, torch.where(distance > 0, value / (2 * distance), 0)
+
+
+_KERNELS: dict[str, _Kernel] = {
+    "gaussian_mixture": _Kernel(4, len(_POWERS), partial(_gaussians, _POWERS)),
+    "gaussian": _Kernel(2, 1, partial(_gaussians, (1,))),
+    "laplace": _Kernel(1, 1, _laplace),
+}
 
 
 class _MkMmd(torch.autograd.Function):
@@ -74,7 +126,14 @@ class _MkMmd(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, text: Tensor, anchor: Tensor, weights: Tensor, texts: Tensor, anchors: Tensor, all_weights: Tensor
+        ctx: Any,
+        text: Tensor,
+        anchor: Tensor,
+        weights: Tensor,
+        texts: Tensor,
+        anchors: Tensor,
+        all_weights: Tensor,
+        kernel: _Kernel,
     ) -> Tensor:
         n = all_weights.sum()
         if n < 2:
@@ -85,38 +144,34 @@ class _MkMmd(torch.autograd.Function):
         center = share @ texts + share @ anchors
         columns = torch.cat([texts, anchors]) - center
         mean_distance = 2 * (torch.cat([share, share]) @ columns.square().sum(dim=1))
-        scale = (4 * torch.where(mean_distance > 0, mean_distance, 1)).rsqrt()
+        scale = (kernel.width * torch.where(mean_distance > 0, mean_distance, 1)).rsqrt()
         columns *= scale
         same, across = 2 * all_weights / (n * (n - 1)), -2 * all_weights / n**2
-        text_loss, text_grad = _rows((text - center) * scale, columns, torch.cat([same, across]), weights)
-        anchor_loss, anchor_grad = _rows((anchor - center) * scale, columns, torch.cat([across, same]), weights)
+        text_loss, text_grad = _rows((text - center) * scale, columns, torch.cat([same, across]), weights, kernel)
+        anchor_loss, anchor_grad = _rows((anchor - center) * scale, columns, torch.cat([across, same]), weights, kernel)
         ctx.save_for_backward(text_grad * scale, anchor_grad * scale)
-        # Off go the pairs of a sample with itself (each kernel is 1 there); METHOD adds 2 / (n - 1).
-        constant = (2 - 2 * len(_POWERS)) * weights.sum() / (n * (n - 1))
+        # Off go the pairs of a sample with itself (each of the Gaussians is 1 there); METHOD adds 2 / (n - 1).
+        constant = (2 - 2 * kernel.at_zero) * weights.sum() / (n * (n - 1))
         return (text_loss + anchor_loss) / 2 + constant
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         text_grad, anchor_grad = ctx.saved_tensors
-        return gradient * text_grad, gradient * anchor_grad, None, None, None, None
+        return gradient * text_grad, gradient * anchor_grad, None, None, None, None, None
 
 
-def _rows(x: Tensor, y: Tensor, pair_weights: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_xy w_x c_y K(x, y) and its gradient, in x [U, D]; y is [N, D], scaled to k = exp(-|x - y|^2)."""
+def _rows(x: Tensor, y: Tensor, pair_weights: Tensor, weights: Tensor, kernel: _Kernel) -> tuple[Tensor, Tensor]:
+    """sum_xy w_x c_y K(x, y) and its gradient, in x [U, D]; y is [N, D], both scaled to the kernel's width."""
     y_norm = y.square().sum(dim=1)
     weighted = torch.cat([y, y.new_ones(len(y), 1)], dim=1) * pair_weights.unsqueeze(1)
     total = x.new_zeros(())
     gradients = [x.new_zeros(0, x.shape[1])]
     size = max(1, _CHUNK_ELEMENTS // len(y))
     for rows, w in zip(torch.split(x, size), torch.split(weights, size), strict=True):
-        kernel = (2 * rows) @ y.T
-        kernel.sub_(y_norm).sub_(rows.square().sum(dim=1, keepdim=True)).clamp_(max=0).exp_()
-        value, slope = kernel.clone(), kernel.clone()
-        for power in _POWERS[1:]:
-            kernel.square_()
-            value += kernel
-            slope.add_(kernel, alpha=power)
+        minus = (2 * rows) @ y.T
+        minus.sub_(y_norm).sub_(rows.square().sum(dim=1, keepdim=True)).clamp_(max=0)
+        value, slope = kernel.of(minus)
         total = total + w @ (value @ pair_weights)
         pulled = slope @ weighted
         gradients.append(2 * w.unsqueeze(1) * (pulled[:, :-1] - pulled[:, -1:] * rows))

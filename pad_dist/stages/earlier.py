@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pad_dist import storage
-from pad_dist.config import Config, SparseConfig, StageName
+from pad_dist.config import Config, DisentangleConfig, SparseConfig, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.stages.trained_on import Record, described, record
@@ -14,6 +14,7 @@ from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta
 
 _NOT_SHAPE = {"dropout", "gate_init"}
 _NOT_VECTORS = {"batch_size", "rows_per_shard"}
+_NOT_PARTS = set(DisentangleConfig.model_fields) - {"experts", "gate"}
 _NOT_ROWS = set(SparseConfig.model_fields) - {"hashed"}
 
 
@@ -76,6 +77,8 @@ def check_fits(config: Config, stage: StageName, dataset: Dataset, *, text: bool
             f"version of the same dataset, or {_OUT}"
         )
     sections = {"model": _NOT_SHAPE, "sparse": _NOT_ROWS, **({"text": _NOT_VECTORS} if text else {})}
+    if stage == "disentangle":
+        sections[stage] = _NOT_PARTS
     for section, ignored in sections.items():
         wanted: dict[str, Any] = getattr(config, section).model_dump(mode="json", exclude=ignored)
         for name, value in wanted.items():

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Output, Pad
+from pad_dist.objectives.info_nce import info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
+from pad_dist.objectives.samples import once
+from pad_dist.stages.parts import frozen_parameters
 
 
 class StageObjective(nn.Module):
@@ -32,8 +35,9 @@ class StageObjective(nn.Module):
         self._group = group
         self._world_size = dist.get_world_size(group) if group else 1
         self._frozen = config.disentangle.freeze if stage == "disentangle" else ()
-        for name in self._frozen:
-            pad.experts[name].requires_grad_(False)
+        still = frozen_parameters(config, stage)
+        for name, parameter in pad.named_parameters():
+            parameter.requires_grad_(not name.startswith(still))
 
     def train(self, mode: bool = True) -> StageObjective:
         """A frozen expert scores without dropout, as it will at evaluation."""
@@ -46,9 +50,12 @@ class StageObjective(nn.Module):
         """Scalar loss; `batch.positions` is the global count."""
         rows = {name: row.detach() if name in self._frozen else row for name, row in rows.items()}
         output: Output = self.pad(batch, rows)
-        loss = self._recommendation(output, batch, self._expected(batch, rows)) / batch.positions.clamp(min=1)
-        if self._stage == "align" and self._config.align.gamma:
-            loss = loss + self._config.align.gamma * self._alignment(output, batch)
+        loss = batch.positions.new_zeros(())
+        align = self._config.align
+        if self._stage != "align" or align.anchor:
+            loss = self._recommendation(output, batch, self._expected(batch, rows)) / batch.positions.clamp(min=1)
+        if self._stage == "align" and align.gamma:
+            loss = loss + align.gamma * self._alignment(output, batch)
         return loss * self._world_size
 
     def _recommendation(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor:
@@ -85,6 +92,15 @@ class StageObjective(nn.Module):
 
     def _alignment(self, output: Output, batch: Batch) -> Tensor:
         assert output.projected is not None and output.anchored is not None
+        settings, group = self._config.align, self._group
         # An item without a row in a hashed table has zeros for an anchor: nothing to align with.
         sampled = (batch.occurrences > 0) & output.anchored.any(1)
-        return mk_mmd(output.projected[sampled], output.anchored[sampled], batch.occurrences[sampled], self._group)
+        if settings.alignment == "infonce" or settings.samples == "unique":
+            sampled &= batch.items > 0
+            weights = once(batch.items[sampled], group)
+        else:
+            weights = batch.occurrences[sampled]
+        text, anchor = output.projected[sampled], output.anchored[sampled]
+        if settings.alignment == "infonce":
+            return info_nce(text, anchor, weights, settings.temperature, group)
+        return mk_mmd(text, anchor, weights, group, settings.kernel)

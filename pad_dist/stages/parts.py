@@ -23,28 +23,56 @@ class Parts:
 
     `inherits` lists (stage, expert there, expert here): encoder, and the table of the
     same name as the expert, are copied from that stage's checkpoint (METHOD, phases 2
-    and 3); an expert that is not named starts at random.
+    and 3); an expert that is not named starts at random. `gated`: whether a gate
+    weighs the experts.
     """
 
     experts: tuple[ExpertName, ...]
     tables: tuple[ExpertName, ...]
     inherits: tuple[tuple[StageName, ExpertName, ExpertName], ...] = ()
+    gated: bool = False
 
 
 PARTS: dict[StageName, Parts] = {
     "pretrain": Parts(("id",), ("id",)),
     "align": Parts(("aligned",), ("aligned",), (("pretrain", "id", "aligned"),)),
     "disentangle": Parts(
-        ("id", "aligned", "text"), ("id", "aligned"), (("pretrain", "id", "id"), ("align", "aligned", "aligned"))
+        ("id", "aligned", "text"),
+        ("id", "aligned"),
+        (("pretrain", "id", "id"), ("align", "aligned", "aligned")),
+        gated=True,
     ),
 }
+"""The paper's; `parts` gives what a config makes of them."""
 
 MAIN_SCORER: dict[StageName, str] = {"pretrain": "id", "align": "aligned", "disentangle": "mixture"}
 """The score that selects a stage's checkpoint and stands for it in the report."""
 
 
+def parts(config: Config, stage: StageName) -> Parts:
+    """What a stage is made of: the last one of the experts that are chosen."""
+    whole = PARTS[stage]
+    if stage != "disentangle":
+        return whole
+    chosen = config.disentangle.experts
+    return Parts(
+        tuple(name for name in whole.experts if name in chosen),
+        tuple(name for name in whole.tables if name in chosen),
+        tuple(entry for entry in whole.inherits if entry[2] in chosen),
+        gated=config.disentangle.gate == "frequency",
+    )
+
+
+def frozen_parameters(config: Config, stage: StageName) -> tuple[str, ...]:
+    """How the names of those of the dense module begin that the stage does not train."""
+    if stage == "align" and not config.align.anchor:
+        # Only the recommendation loss reaches them: weight decay alone would wear them down.
+        return ("experts.aligned.encoder.", "experts.aligned.fusion.")
+    return tuple(f"experts.{name}." for name in config.disentangle.freeze) if stage == "disentangle" else ()
+
+
 def needs_text(stage: StageName) -> bool:
-    """Whether the stage reads the text table."""
+    """Whether the stage reads the text table; of any two experts one does."""
     return PARTS[stage].experts != ("id",)
 
 
@@ -52,7 +80,7 @@ def table_spec(config: Config, stage: StageName, items: int) -> TableSpec:
     """The tables of a stage: one row per item, or as many as hashed ids may have, and one for padding."""
     rows = config.sparse.hashed.rows if config.sparse.hashed else items
     settings = config.stage(stage)
-    return TableSpec(PARTS[stage].tables, rows + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
+    return TableSpec(parts(config, stage).tables, rows + 1, config.model.dim, settings.sparse_lr, settings.weight_decay)
 
 
 def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertName, ExpertName], ...]:
@@ -61,7 +89,7 @@ def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertN
     A continued stage starts from the earlier run's; but what it freezes, it takes as this run's own stages left it.
     """
     frozen = config.disentangle.freeze if stage == "disentangle" else ()
-    return tuple(entry for entry in PARTS[stage].inherits if not config.continue_from or entry[2] in frozen)
+    return tuple(entry for entry in parts(config, stage).inherits if not config.continue_from or entry[2] in frozen)
 
 
 def reads_text(config: Config, stage: StageName, dataset: Dataset) -> bool:

@@ -24,13 +24,13 @@ from pad_dist.sparse.text_rows import TextRows
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import (
     MAIN_SCORER,
-    PARTS,
     checkpoint_dir,
     command,
     differences,
     inherits,
     made_from,
     needs_text,
+    parts,
     stage_dir,
     table_spec,
 )
@@ -95,7 +95,7 @@ class System:
 
 def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     """Allocate a stage on this rank; weights are whatever the engines put there."""
-    parts = PARTS[stage]
+    made_of = parts(config, stage)
     dataset = Dataset.open(config.dataset)
     tables, ids = (
         build_tables(table_spec(config, stage, dataset.items), config.sparse, ranks.device, ranks.world_size),
@@ -123,7 +123,7 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     shares = _shares(dataset, ranks) if config.training.loss.log_q else None
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
-    pad = Pad(parts.experts, config.model, text.dim if text else 0).to(ranks.device)
+    pad = Pad(made_of.experts, config.model, text.dim if text else 0, made_of.gated).to(ranks.device)
     return System(config, stage, ranks, dataset, tables, text, bins, shares, ids, pad)
 
 

@@ -289,7 +289,7 @@ def _parameter_groups(system: System) -> list[dict[str, Any]]:
     stage, gate = system.config.stage(system.stage), system.config.disentangle
     dense = [p for n, p in system.pad.named_parameters() if p.requires_grad and not n.startswith("gate.")]
     groups = [{"params": dense, "lr": stage.lr, "weight_decay": stage.weight_decay}]
-    if system.stage == "disentangle":
-        logits = [p for n, p in system.pad.named_parameters() if n.startswith("gate.")]
+    if system.pad.gate is not None:
+        logits = list(system.pad.gate.parameters())
         groups.append({"params": logits, "lr": gate.gate_lr, "weight_decay": gate.gate_weight_decay})
     return groups

@@ -82,6 +82,23 @@ def test_frozen_experts_have_no_gradients() -> None:
     _, text_alone = dense_parameters(config(), "align", 384)  # the same parts as the text expert's
     assert trained == everything
     assert rest == text_alone + 11 * 3  # and the gate
+    _, projector = dense_parameters(config(align={"anchor": False}), "align", 384)
+    assert projector == (384 * 128 + 128) + (128**2 + 128)
+
+
+def test_two_experts_take_less_than_three() -> None:
+    two = {"experts": ["aligned", "text"], "gate": "none"}
+    found = lines(plan_stage(config(disentangle=two), "disentangle", DATA, GPU, 2))
+    three = lines(plan_stage(config(), "disentangle", DATA, GPU, 2))
+    assert "table aligned" in found and "table id" not in found
+    assert three.keys() - found.keys() == {"table id", "table id, rowwise_adagrad state"}
+    unique = step_size(config(), DATA.items, 2).unique
+    assert three["looked-up rows and gradients"] - found["looked-up rows and gradients"] == unique * 128 * 4 * 6
+    assert all(
+        found[name] < three[name] for name in ("activations", "logits", "users", "dense AdamW: moments, fp32 weights")
+    )
+    everything, _ = dense_parameters(config(disentangle=two), "disentangle", 384)
+    assert everything == 2 * dense_parameters(config(), "align", 384)[0]  # and no gate
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])

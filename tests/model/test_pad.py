@@ -72,10 +72,23 @@ def test_ungated_blocks_are_the_experts_own_item_vectors() -> None:
         torch.testing.assert_close(block, output.items[name])
 
 
-@pytest.mark.parametrize("names", [("id",), ("aligned", "text")])
-def test_gate_is_there_with_all_three_experts_alone(names: tuple[ExpertName, ...]) -> None:
-    assert make(*names).gate is None
+def test_a_gate_weighs_several_experts() -> None:
+    assert make("aligned").gate is None
     assert make(*EXPERTS).gate is not None
+    gate = make("aligned", "text", config=CONFIG.model_copy(update={"gate_init": "ramps"})).gate
+    assert gate is not None and gate.logits[[0, 10]].tolist() == [[-4, 0], [-5, 1]]
+
+
+@pytest.mark.parametrize("names", [("aligned", "text"), EXPERTS])
+@torch.no_grad()
+def test_without_a_gate_all_experts_count_alike(names: tuple[ExpertName, ...]) -> None:
+    pad = Pad(names, CONFIG, TEXT_DIM, gated=False).double().eval()
+    assert not [name for name, _ in pad.named_parameters() if "gate" in name]
+    output = pad(batch(), rows())
+    users, items = output.mixture()
+    scores = torch.stack([output.users[name] @ output.items[name].T for name in names])
+    torch.testing.assert_close(users @ items.T, scores.mean(0))
+    torch.testing.assert_close(pad.catalogue(rows()), items)
 
 
 def test_experts_keep_one_order_however_they_are_named() -> None:
@@ -138,7 +151,7 @@ def test_every_weight_learns_from_the_mixture(backbone: str) -> None:
 
 @torch.no_grad()
 def test_gate_rows_sum_to_one_and_favour_text_on_rare_items() -> None:
-    weights: Tensor = Gate("ramps")(torch.arange(BINS))
+    weights: Tensor = Gate(EXPERTS, "ramps")(torch.arange(BINS))
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(BINS))
     assert weights[1, 0] > weights[1, 2]
     assert weights[10, 2] > weights[10, 0]

@@ -1,55 +1,51 @@
-"""MK-MMD against the golden arrays, a naive oracle over single occurrences, and itself on two ranks."""
+"""MK-MMD against the golden arrays, and every kernel against a naive oracle over single occurrences."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-import pad_dist
+from pad_dist.config import KernelName
 from pad_dist.objectives import mk_mmd as module
 from pad_dist.objectives.mk_mmd import mk_mmd
+from tests.objectives.alignment_worker import KERNELS, make, solve
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-Result = tuple[Tensor, Tensor, Tensor]
+EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
 
 
-def oracle(text: Tensor, anchor: Tensor, weights: Tensor) -> Tensor:
+def oracle(text: Tensor, anchor: Tensor, weights: Tensor, kernel: KernelName) -> Tensor:
     """METHOD's formula, written out over every occurrence with n x n x d differences."""
     t, e = text.repeat_interleave(weights.long(), 0), anchor.repeat_interleave(weights.long(), 0)
     n = len(t)
-    pooled = torch.cat([t, e])
+    values = pairs(torch.cat([t, e]), kernel)
+    within = values[:n, :n] + values[n:, n:]
+    off_diagonal = within.sum() - within.diagonal().sum()
+    return off_diagonal / (n * (n - 1)) - 2 / n**2 * values[:n, n:].sum() + 2 / (n - 1)
+
+
+def pairs(pooled: Tensor, kernel: KernelName) -> Tensor:
+    """The kernel of all pairs."""
     distance = (pooled[:, None] - pooled[None]).square().sum(2)
     m = distance.detach().mean()
-    kernel = sum(torch.exp(-distance / (2 * 2.0**a * m)) for a in range(-3, 2))
-    assert isinstance(kernel, Tensor)
-    within = kernel[:n, :n] + kernel[n:, n:]
-    off_diagonal = within.sum() - within.diagonal().sum()
-    return off_diagonal / (n * (n - 1)) - 2 / n**2 * kernel[:n, n:].sum() + 2 / (n - 1)
-
-
-def solve(loss: Callable[[Tensor, Tensor, Tensor], Tensor], text: Tensor, anchor: Tensor, weights: Tensor) -> Result:
-    text, anchor = text.clone().requires_grad_(), anchor.clone().requires_grad_()
-    value = loss(text, anchor, weights)
-    value.backward()
-    assert text.grad is not None and anchor.grad is not None
-    return value.detach(), text.grad, anchor.grad
-
-
-def make(seed: int, items: int, dim: int, most: int) -> Result:
-    generator = torch.Generator().manual_seed(seed)
-    text = torch.randn(items, dim, dtype=torch.float64, generator=generator) + 3
-    anchor = torch.randn(items, dim, dtype=torch.float64, generator=generator) * 0.5
-    weights = torch.randint(0, most + 1, (items,), generator=generator).double()
-    weights[0] = most
-    return text, anchor, weights
+    match kernel:
+        case "gaussian_mixture":
+            return torch.stack([torch.exp(-distance / (2 * 2.0**a * m)) for a in range(-3, 2)]).sum(0)
+        case "gaussian":
+            return torch.exp(-distance / (2 * m))
+        case "laplace":
+            apart = distance > 0  # where it is not, autograd knows no slope of the root
+            return torch.where(apart, torch.exp(-(torch.where(apart, distance, 1) / m).sqrt()), 1)
+        case "linear":
+            return pooled @ pooled.T
+        case "cosine":
+            return F.cosine_similarity(pooled[:, None], pooled[None], dim=2)
 
 
 @pytest.mark.parametrize("name", ["mk_mmd_small", "mk_mmd_mid"])
@@ -63,14 +59,16 @@ def test_golden(name: str, dtype: torch.dtype) -> None:
         assert (value - arrays[key]).abs().max() < 1e-5 * arrays[key].abs().max(), key
 
 
+@EVERY_KERNEL
 @pytest.mark.parametrize(("items", "dim", "most"), [(2, 1, 1), (1, 3, 2), (9, 4, 3), (40, 16, 7)])
 @pytest.mark.parametrize("seed", range(3))
-def test_weights_equal_occurrences(seed: int, items: int, dim: int, most: int) -> None:
+def test_weights_equal_occurrences(seed: int, items: int, dim: int, most: int, kernel: KernelName) -> None:
     samples = make(seed, items, dim, most)
     if samples[2].sum() < 2:
         samples[2][:] = 1
-    for ours, naive in zip(solve(mk_mmd, *samples), solve(oracle, *samples), strict=True):
-        torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
+    ours, naive = (solve(partial(loss, kernel=kernel), *samples) for loss in (mk_mmd, oracle))
+    for found, expected in zip(ours, naive, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,40 +95,27 @@ def test_bf16_vectors_are_computed_in_fp32() -> None:
     torch.testing.assert_close(value, expected.float())
 
 
+@EVERY_KERNEL
 @pytest.mark.parametrize("total", [0, 1])
-def test_fewer_than_two_samples_give_zero(total: int) -> None:
+def test_fewer_than_two_samples_give_zero(total: int, kernel: KernelName) -> None:
     text, anchor, _ = make(8, 3, 4, 1)
     weights = torch.tensor([float(total), 0.0, 0.0])
-    assert all(not value.any() for value in solve(mk_mmd, text, anchor, weights))  # NaN would be true
+    assert all(not value.any() for value in solve(partial(mk_mmd, kernel=kernel), text, anchor, weights))  # NaN is true
 
 
-def test_equal_vectors_give_no_nan() -> None:
-    text = torch.full((4, 3), 0.7)
-    assert all(value.isfinite().all() for value in solve(mk_mmd, text, text, torch.ones(4)))
+@EVERY_KERNEL
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_equal_vectors_give_no_nan(value: float, kernel: KernelName) -> None:
+    text = torch.full((4, 3), value)
+    found = solve(partial(mk_mmd, kernel=kernel), text, text, torch.ones(4))
+    assert all(part.abs().max() < 2 for part in found)  # false for NaN
 
 
-def test_two_ranks_share_the_loss_of_one(tmp_path: Path) -> None:
-    """Uneven slices, an item on both ranks, a rank with nothing, and no samples at all."""
-    full = make(9, 21, 5, 4)
-    repeated = tuple(torch.cat([x, x[:2]]) for x in full)
-    cases = [(full, 8), (repeated, 21), (full, 21), (tuple(x[:0] for x in full), 0)]
-    for rank in range(2):
-        slices = [tuple(x[:at] if rank == 0 else x[at:] for x in samples) for samples, at in cases]
-        torch.save(slices, tmp_path / f"in{rank}.pt")
-    root = str(Path(pad_dist.__file__).parents[1])
-    worker = str(Path(__file__).with_name("mk_mmd_worker.py"))
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([sys.executable, worker, str(rank), "2", str(tmp_path)], env=environment) for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=60) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
-    halves = [torch.load(tmp_path / f"out{rank}.pt") for rank in range(2)]
-    for (samples, _), first, second in zip(cases, *halves, strict=True):
-        value, text, anchor = solve(mk_mmd, *samples)
-        torch.testing.assert_close(first[0] + second[0], value, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(torch.cat([first[1], second[1]]), text, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(torch.cat([first[2], second[2]]), anchor, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("kernel", ["laplace", "linear", "cosine"])
+def test_in_fp32_other_kernels_lose_no_more_than_rounding(kernel: KernelName) -> None:
+    text, anchor, weights = make(10, 60, 32, 3)
+    exact = solve(partial(mk_mmd, kernel=kernel), text, anchor, weights)
+    for found, expected in zip(
+        solve(partial(mk_mmd, kernel=kernel), text.float(), anchor.float(), weights), exact, strict=True
+    ):
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

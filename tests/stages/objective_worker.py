@@ -11,7 +11,7 @@ from pad_dist.config import STAGES, Config, StageName
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.parts import PARTS
+from pad_dist.stages.parts import parts
 
 ITEMS, DIM, TEXT_DIM = 9, 8, 5
 CATALOGUE = 60
@@ -20,6 +20,11 @@ LOSSES: dict[str, dict[str, object]] = {
     "log-Q": {"negatives": 3, "in_batch": 1, "log_q": True},
     "gbce": {"kind": "gbce", "negatives": 4},
     "softmax": {"kind": "softmax"},
+}
+ALIGNMENTS: dict[str, dict[str, object]] = {
+    "unique items": {"samples": "unique", "kernel": "laplace"},
+    "InfoNCE": {"alignment": "infonce"},
+    "no anchor": {"anchor": False},
 }
 
 
@@ -56,7 +61,10 @@ def batch() -> Batch:
 
 
 def part(whole: Batch, rank: int) -> Batch:
-    """The first two sequences for rank 0, the last for rank 1; the samples of MK-MMD are divided too."""
+    """The first two sequences for rank 0, the last for rank 1; the samples of MK-MMD are divided too.
+
+    An item that occurs twice occurs on both.
+    """
     sequences, positions = (slice(0, 2), slice(0, 5)) if rank == 0 else (slice(2, 3), slice(5, 6))
     mine = torch.arange(ITEMS) % 2 == rank
     return replace(
@@ -64,23 +72,28 @@ def part(whole: Batch, rank: int) -> Batch:
         lengths=whole.lengths[sequences],
         inputs=whole.inputs[positions],
         targets=whole.targets[positions],
-        occurrences=whole.occurrences.where(mine, 0),
+        occurrences=torch.where(whole.occurrences == 2, 1, whole.occurrences.where(mine, 0)),
     )
 
 
 def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | None = None) -> StageObjective:
     """The stage's loss over a model with weights that are always the same."""
     torch.manual_seed(0)
-    pad = Pad(PARTS[stage].experts, settings.model, TEXT_DIM)
+    made_of = parts(settings, stage)
+    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gated)
     return StageObjective(pad, stage, settings, CATALOGUE, group).train()
 
 
 def values() -> dict[tuple[str, str], float]:
-    """This rank's value of every stage's loss, {(loss, stage): value}."""
+    """This rank's value of every stage's loss, {(name of the variant, stage): value}."""
     return {
-        (loss, stage): objective(stage, config(training={"loss": settings}), dist.group.WORLD)(
-            part(batch(), dist.get_rank()), rows()
-        ).item()
-        for loss, settings in LOSSES.items()
+        (name, stage): objective(stage, settings, dist.group.WORLD)(part(batch(), dist.get_rank()), rows()).item()
+        for name, settings in variants().items()
         for stage in STAGES
     }
+
+
+def variants() -> dict[str, Config]:
+    """Each loss and each way to align."""
+    losses = {name: config(training={"loss": loss}) for name, loss in LOSSES.items()}
+    return losses | {name: config(align=align) for name, align in ALIGNMENTS.items()}

@@ -94,6 +94,9 @@ def test_another_model_is_refused_naming_the_setting(root: str) -> None:
     other = ["text.pooling=last"]
     check_ready(continued(root, f"dataset={root}/versions/{versions.published(root)[0]}", *other), "pretrain", "c.yaml")
     assert "text.pooling=mean, this run has last" in refusal(continued(root, *other), "align")
+    ungated = continued(root, "disentangle.gate=none")
+    assert "set disentangle.gate=frequency, or" in refusal(ungated, "disentangle")
+    check_ready(ungated, "align", "run.yaml")
 
 
 def test_hashed_tables_are_continued_by_like_ones_and_place_no_new_items_by_text(root: str) -> None:

@@ -10,9 +10,21 @@ import torch
 from torch.nn.functional import gelu
 
 from pad_dist.config import STAGES, StageName
+from pad_dist.objectives.info_nce import info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
-from tests.stages.objective_worker import CATALOGUE, DIM, ITEMS, LOSSES, batch, config, objective, rows, values
+from tests.stages.objective_worker import (
+    CATALOGUE,
+    DIM,
+    ITEMS,
+    LOSSES,
+    batch,
+    config,
+    objective,
+    rows,
+    values,
+    variants,
+)
 from tests.support.ranks import run_ranks
 
 
@@ -46,6 +58,44 @@ def test_align_adds_gamma_times_the_discrepancy_of_projected_text_and_anchors() 
     expected = alone + 0.7 * mk_mmd(output.projected, output.anchored, batch().occurrences)
     assert expected > alone
     torch.testing.assert_close(loss(batch(), rows()), expected)
+
+
+@pytest.mark.parametrize("align", [{"samples": "unique", "kernel": "laplace"}, {"alignment": "infonce"}])
+def test_unique_samples_are_items_once_and_no_padding(align: dict[str, str]) -> None:
+    loss = objective("align", config(align={"gamma": 0.7, "temperature": 0.3, **align}))
+    alone = objective("align", config(align={"gamma": 0}))(batch(), rows())
+    output = loss.pad(batch(), rows())
+    assert output.projected is not None and output.anchored is not None
+    kept = (batch().occurrences > 0) & (batch().items > 0)
+    samples = (output.projected[kept], output.anchored[kept], torch.ones(7))
+    expected = info_nce(*samples, temperature=0.3) if "alignment" in align else mk_mmd(*samples, kernel="laplace")
+    torch.testing.assert_close(loss(batch(), rows()), alone + 0.7 * expected)
+
+
+@pytest.mark.parametrize("fusion", ["sum", "concat"])
+def test_without_the_anchor_only_the_alignment_teaches(fusion: str) -> None:
+    model = {"dim": DIM, "max_length": 4, "fusion": fusion, "dropout": 0.0}
+    loss = objective("align", config(model=model, align={"gamma": 0.7, "anchor": False}))
+    looked_up = rows()
+    value = loss(batch(), looked_up)
+    output = loss.pad(batch(), rows())
+    assert output.projected is not None and output.anchored is not None
+    torch.testing.assert_close(value, 0.7 * mk_mmd(output.projected, output.anchored, batch().occurrences))
+    value.backward()
+    for name, parameter in loss.pad.named_parameters():
+        learns = "projector" in name
+        assert parameter.requires_grad is learns and (parameter.grad is not None) is learns, name
+    assert looked_up["aligned"].grad is not None and looked_up["aligned"].grad.any()
+
+
+def test_two_experts_without_a_gate_are_mixed_alike() -> None:
+    settings = config(disentangle={"experts": ["text", "id"], "gate": "none"})
+    loss = objective("disentangle", settings)
+    output = loss.pad(batch(), rows())
+    assert list(output.users) == ["id", "text"] and loss.pad.gate is None
+    users = torch.cat([output.users["id"], output.users["text"]], dim=1)
+    items = torch.cat([output.items["id"], output.items["text"]], dim=1) / 2
+    torch.testing.assert_close(loss(batch(), rows()), sampled_softmax_sum(users, items, batch()) / 6)
 
 
 def test_items_without_occurrences_are_no_samples() -> None:
@@ -137,7 +187,7 @@ def test_freeze_is_of_the_last_stage_alone(stage: StageName) -> None:
 
 def test_the_mean_of_the_ranks_values_is_the_loss_of_the_whole_batch() -> None:
     first, second = run_ranks(values, 2)
-    for loss, stage in first:
-        whole = objective(stage, config(training={"loss": LOSSES[loss]}))(batch(), rows()).item()
-        assert (first[loss, stage] + second[loss, stage]) / 2 == pytest.approx(whole, rel=1e-5), (loss, stage)
-        assert first[loss, stage] != pytest.approx(whole, rel=1e-2), (loss, stage)
+    for name, stage in first:
+        whole = objective(stage, variants()[name])(batch(), rows()).item()
+        assert (first[name, stage] + second[name, stage]) / 2 == pytest.approx(whole, rel=1e-5), (name, stage)
+        assert first[name, stage] != pytest.approx(whole, rel=1e-2), (name, stage)

@@ -10,7 +10,7 @@ from pad_dist import storage
 from pad_dist.config import STAGES, Config
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import PARTS, check_ready, evaluation_mark, fingerprint, is_trained
+from pad_dist.stages.parts import PARTS, Parts, check_ready, evaluation_mark, fingerprint, is_trained, parts
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -67,6 +67,13 @@ def stale(before: Config, after: Config) -> set[str]:
         ("align.sparse_lr=0.5", ONCE_ALIGNED),
         ("align.gamma=0.5", ONCE_ALIGNED),
         ("align.mmd_item_share=0.5", ONCE_ALIGNED),
+        ("align.anchor=false", ONCE_ALIGNED),
+        ("align.alignment=infonce", ONCE_ALIGNED),
+        ("align.temperature=0.1", ONCE_ALIGNED),
+        ("align.kernel=laplace", ONCE_ALIGNED),
+        ("align.samples=unique", ONCE_ALIGNED),
+        ("disentangle.experts=[id,text]", LAST),
+        ("disentangle.gate=none", LAST),
         ("disentangle.lr=0.5", LAST),
         ("disentangle.freeze=[id]", LAST),
         ("disentangle.gate_lr=0.5", LAST),
@@ -131,13 +138,31 @@ def test_only_the_first_stage_may_start_untrained(folder: Path, tmp_path: Path) 
         check_ready(here, stage, "run.yaml")  # type: ignore[arg-type]
 
 
+def test_two_experts_need_their_own_tables_and_stages_alone(folder: Path, tmp_path: Path) -> None:
+    without_aligned = config(folder, f"out={tmp_path}", "disentangle.experts=[text,id]", "disentangle.gate=none")
+    assert parts(without_aligned, "disentangle") == Parts(("id", "text"), ("id",), (("pretrain", "id", "id"),))
+    # So what shapes the align stage alone does not redo this one, which waits for pretrain alone.
+    assert stale(
+        without_aligned, without_aligned.model_copy(update={"align": config(folder, "align.lr=0.5").align})
+    ) == {"align"}
+    with pytest.raises(UserError, match=r"run `deepspeed launchers/pretrain\.py"):
+        check_ready(without_aligned, "disentangle", "run.yaml")
+    storage.write_json(f"{tmp_path}/pretrain/result.json", {"fingerprint": fingerprint(without_aligned, "pretrain")})
+    check_ready(without_aligned, "disentangle", "run.yaml")
+    without_id = config(folder, "disentangle.experts=[aligned,text]")
+    assert parts(without_id, "disentangle") == Parts(
+        ("aligned", "text"), ("aligned",), (("align", "aligned", "aligned"),), gated=True
+    )
+    assert [parts(without_id, stage) for stage in STAGES[:2]] == [PARTS[stage] for stage in STAGES[:2]]
+
+
 def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it() -> None:
-    for stage, parts in PARTS.items():
-        assert set(parts.tables) == {name for name in parts.experts if name != "text"}
-        for source, there, here in parts.inherits:
+    for stage, made_of in PARTS.items():
+        assert set(made_of.tables) == {name for name in made_of.experts if name != "text"}
+        for source, there, here in made_of.inherits:
             assert STAGES.index(source) < STAGES.index(stage)
-            assert there in PARTS[source].tables and here in parts.tables
-        assert {here for _, _, here in parts.inherits} == (set(parts.tables) if stage != "pretrain" else set())
+            assert there in PARTS[source].tables and here in made_of.tables
+        assert {here for _, _, here in made_of.inherits} == (set(made_of.tables) if stage != "pretrain" else set())
 
 
 def test_text_vectors_of_another_model_are_refused(folder: Path) -> None:

@@ -22,8 +22,9 @@ OTHERS = [
     "0 fp32 training.loss.kind=gbce model.backbone=caser",
     "0 fp32 training.loss.kind=softmax model.backbone=ligr",
     f"3 fp32 {IN_BATCH} model.backbone=gru4rec model.blocks=2",
+    "2 fp32 align.alignment=infonce align.anchor=false disentangle.experts=[aligned,text] disentangle.gate=none",
 ]
-"""Each loss and each backbone once."""
+"""Each loss and each backbone once, and other parts."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_bf16_stays_near_fp32(losses: dict[int, Losses], stage: str, zero: str) 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", OTHERS)
-def test_two_ranks_take_the_steps_of_one_with_every_loss_and_backbone(
+def test_two_ranks_take_the_steps_of_one_with_other_losses_backbones_and_parts(
     losses: dict[int, Losses], stage: str, variant: str
 ) -> None:
     np.testing.assert_allclose(losses[2][variant][stage], losses[1][variant][stage], rtol=1e-5)
