@@ -22,7 +22,7 @@ from pad_dist.data import versions
 from pad_dist.entry import LOST_RANK_STATUS, STOPPED_STATUS, USER_ERROR_STATUS
 from pad_dist.local_ranks import run_ranks
 from tests.stages import faults_worker as worker
-from tests.support.launch import Launch
+from tests.support.launch import Launch, free_port
 from tests.support.tiny_dataset import random_sequences
 from tests.support.tiny_text import write_tiny_text
 from tests.support.tiny_versions import publish_tiny
@@ -56,7 +56,7 @@ def pad_dist(*arguments: str) -> list[str]:
 
 def deepspeed(*arguments: str) -> list[str]:
     command = Path(sys.executable).with_name("deepspeed")
-    place = ["--quiet", "--num_gpus", "2", "--master_port", "29713", str(ROOT / "launchers" / "pretrain.py")]
+    place = ["--quiet", "--num_gpus", "2", "--master_port", str(free_port()), str(ROOT / "launchers" / "pretrain.py")]
     return [str(command), *place, *arguments]
 
 

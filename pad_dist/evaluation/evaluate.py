@@ -47,9 +47,14 @@ def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, 
     """All scores of a trained stage: {scorer: {split: metrics}}. Collective."""
     system = load_trained(config, stage, ranks)
     pad = system.pad.eval()
-    scorers = [*pad.names, *(["mixture"] if len(pad.names) > 1 else []), "popularity"]
-    by_split: dict[str, dict[str, Metrics]] = {split: evaluate(system, pad, split, scorers) for split in SPLITS}
-    return {name: {split: by_split[split][name] for split in SPLITS} for name in scorers}
+    names = scorers_of(pad)
+    by_split: dict[str, dict[str, Metrics]] = {split: evaluate(system, pad, split, names) for split in SPLITS}
+    return {name: {split: by_split[split][name] for split in SPLITS} for name in names}
+
+
+def scorers_of(pad: Pad) -> list[str]:
+    """What a stage can be ranked by, see `evaluate`: each expert, their mixture if there are several, popularity."""
+    return [*pad.names, *(["mixture"] if len(pad.names) > 1 else []), "popularity"]
 
 
 @torch.no_grad()
@@ -58,7 +63,7 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
 
     Items of bin 0 are no candidates: padding, and what is out of use.
 
-    Scorers: an expert's name; "mixture", gated, as one inner product; "popularity",
+    Scorers: an expert's name; "mixture", weighed, as one inner product; "popularity",
     train frequency, the same for every user.
 
     Raises:

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pad_dist.config import Config
+from pad_dist.config import Config, ModelConfig
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.evaluation import evaluate as module
-from pad_dist.evaluation.evaluate import Metrics, evaluate
+from pad_dist.evaluation.evaluate import Metrics, evaluate, scorers_of
 from pad_dist.model.pad import Pad
 from pad_dist.stages.system import System, build_system
 from pad_dist.training.ranks import Ranks
@@ -154,6 +154,12 @@ def on_ranks(
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOKUP_ROWS", BLOCK)
+
+
+def test_experts_that_are_mixed_are_ranked_alone_and_together() -> None:
+    mixed = Pad(("aligned", "text"), ModelConfig(), 5, gated=False)
+    assert scorers_of(mixed) == ["aligned", "text", "mixture", "popularity"]
+    assert scorers_of(Pad(("id",), ModelConfig(), 0)) == ["id", "popularity"]
 
 
 def test_one_rank_equals_the_oracle(urls: list[str]) -> None:

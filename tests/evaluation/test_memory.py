@@ -69,8 +69,6 @@ def resident(key: str) -> int:
 
 
 def test_a_rank_holds_its_shard_and_nothing_else_of_its_size(tmp_path: Path) -> None:
-    small, large = (
-        write_many_items(tmp_path / str(rows), rows - 1, users=256, validated=16) for rows in (1000, ROWS)
-    )
+    small, large = (write_many_items(tmp_path / str(rows), rows - 1, users=256, validated=16) for rows in (1000, ROWS))
     for found in run_ranks(growth, 2, small, large, timeout=120):
         assert all(SHARD * 0.9 < most < 1.15 * SHARD + (200 << 20) for most in found.values()), found

@@ -13,6 +13,13 @@ from typing import Any
 from tests.support.ranks import forkserver
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Launch:
     """Ranks that run `function(*args)`; what they print goes to the file `log`."""
 
@@ -20,10 +27,7 @@ class Launch:
         self.log = log
         self._started = time.monotonic()
         context = forkserver()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         places = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
         self._ranks = [context.Process(target=_rank, args=(str(log), place, function, args)) for place in places]
         for rank in self._ranks:
