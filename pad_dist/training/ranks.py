@@ -64,7 +64,12 @@ class Ranks:
         return found
 
     def union(self, items: torch.Tensor, longest: int) -> torch.Tensor:
-        """[n] integers of each rank, n at most `longest` -> all of them, ascending, each once. Collective."""
+        """[n] integers of each rank, n at most `longest` -> all of them, ascending, each once. Collective.
+
+        Those of one rank are so already.
+        """
+        if self.world_size == 1:
+            return items
         padded = items.new_full((longest,), -1)
         padded[: len(items)] = items
         found = [torch.empty_like(padded) for _ in range(self.world_size)]
