@@ -116,12 +116,19 @@ def kill(folder: Path, out: Path, delay: float, *, saving: bool, every: bool, dr
     while saving and run.poll() is None and not any(not (p / "COMPLETE").exists() for p in out.glob("pretrain/step-*")):
         time.sleep(0.0005)
     launched = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
-    ranks = [process for process in launched if PRETRAIN in process.cmdline() and "-m" not in process.cmdline()]
+    ranks = [process for process in launched if is_rank(process)]
     for process in launched if every else draw.sample(ranks, min(1, len(ranks))):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     run.wait(timeout=120)  # the launcher ends the other rank
     psutil.wait_procs(launched, timeout=60)
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """Whether it is a rank that has not ended yet."""
+    with suppress(psutil.Error):
+        return PRETRAIN in process.cmdline() and "-m" not in process.cmdline()
+    return False
 
 
 def digests(out: Path) -> dict[str, str]:
