@@ -13,6 +13,7 @@ from pad_dist.config import Config, StageName
 from pad_dist.devices import Device
 from pad_dist.evaluation.evaluate import LOOKUP_ROWS, USER_BYTES, VECTOR_BYTES
 from pad_dist.evaluation.ranking import SCORE_BYTES
+from pad_dist.objectives.recommendation import CHUNK_LOGITS
 from pad_dist.sparse.initial import block_rows
 from pad_dist.sparse.row_shards import row_range
 from pad_dist.stages.parts import needs_text, parts
@@ -54,12 +55,11 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
     projected = sum(name != "id" for name in made_of.experts) * step.unique * model.dim * width
     projector = projected * 3 * (1 + model.projector_layers)
     scored = 1 + (experts if stage == "disentangle" and config.disentangle.expert_loss else 0)
-    per_logit = (3 * 4 + 1) if config.training.loss.kind == "sampled_softmax" else 0
     own_vectors = step.positions * model.dim * experts * 4 * 3
     lines = [
         Line("looked-up rows and gradients", lookups),
         Line("activations", encoder + projector),
-        Line("logits", scored * step.positions * (step.negatives + 1) * per_logit + own_vectors),
+        Line("logits", scored * _logits(config, step) + own_vectors),
         Line("dense gradients on their way", 4 * dense_parameters(config, stage, data.text_dim)[1]),
     ]
     if stage == "align" and config.align.gamma:
@@ -67,6 +67,19 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
         samples = world_size * step.unique
         lines.append(Line("samples of all ranks, aligned", samples * (2 * (2 * model.dim + 1) + 4 * model.dim) * 4))
     return lines
+
+
+def _logits(config: Config, step: StepSize) -> int:
+    """Of one loss; where users or items are of several experts, `own_vectors` counts them."""
+    match config.training.loss.kind:
+        case "bce":
+            return 0
+        case "gbce":
+            return step.positions * step.negatives * (3 * 4 + 1)
+        case "sampled_softmax" | "softmax":
+            # The negatives' vectors and gradients, and one chunk (of a CPU; a GPU's is 80 MiB, little to it).
+            chunk = max(CHUNK_LOGITS["cpu"], step.negatives) * (4 + 1)
+            return step.negatives * config.model.dim * 4 * 2 + chunk
 
 
 def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> list[Line]:

@@ -69,8 +69,10 @@ def step_size(config: Config, items: int, world_size: int) -> StepSize:
     """Sizes of the largest share of a global batch, each sequence of full length and every item another."""
     sequences = -(-config.training.batch_size // world_size)
     entries = sequences * (config.model.max_length + 1)
-    shared = config.training.loss.kind == "sampled_softmax"
-    negatives = config.training.loss.negatives if shared else sequences * config.model.max_length
+    loss = config.training.loss
+    shared = loss.kind != "bce"
+    drawn = min(items, loss.negatives) + loss.in_batch if loss.kind != "softmax" else items
+    negatives = drawn if shared else sequences * config.model.max_length
     return StepSize(
         sequences,
         sequences * config.model.max_length,

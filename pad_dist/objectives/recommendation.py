@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pad_dist.data.batches import Batch
 
-CHUNK_LOGITS = 1 << 23
-"""Logits of the full softmax that are held at once (32 MiB, and as much again while they are summed)."""
+CHUNK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Logits of a softmax that are held at once: on a CPU what its cache holds (1 MiB), on a GPU what keeps it busy."""
 
 
 def bce_sum(users: Tensor, items: Tensor, batch: Batch) -> Tensor:
@@ -65,74 +65,82 @@ def gbce_beta(negatives: int, catalogue: int, t: float) -> float:
     return 1 - t * (1 - rate)
 
 
-def sampled_softmax_sum(users: Tensor, items: Tensor, batch: Batch, expected: Tensor | None = None) -> Tensor:
+def softmax_sum(
+    users: Tensor, items: Tensor, batch: Batch, expected: Tensor | None = None, chunk_logits: int | None = None
+) -> Tensor:
     """Sum over positions of the cross-entropy of the target among itself and K shared negatives.
 
-    A negative that is the position's own target is left out of that position. With `expected` each
-    negative stands for the items that were not drawn (log-Q correction): the sum of exponentials is
-    then an unbiased estimate of that over the catalogue, however negatives are drawn.
+    A negative that is the position's own target is left out of that position; the catalogue, each item
+    once, gives the full softmax. With `expected` each negative stands for the items that were not drawn
+    (log-Q correction): the sum of exponentials is then an unbiased estimate of that over the catalogue,
+    however negatives are drawn.
 
     Args:
         users: [P, D].
         items: [U, D] vectors of `batch.items`.
         batch: with negatives [K].
         expected: [U] expected count of each item among the negatives.
-
-    Returns:
-        [] fp32 (fp64 if the vectors are).
-    """
-    target, logits, hits = _logits(users, items, batch)
-    if expected is not None:
-        logits = logits - expected.index_select(0, batch.negatives).log()
-    logits = torch.cat([target.unsqueeze(1), logits.masked_fill(hits, float("-inf"))], dim=1)
-    return F.cross_entropy(logits, torch.zeros_like(batch.targets), reduction="sum")
-
-
-def softmax_sum(users: Tensor, items: Tensor, batch: Batch, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
-    """Sum over positions of the cross-entropy of the target among all negatives, of which it is one.
-
-    Args:
-        users: [P, D].
-        items: [U, D] vectors of `batch.items`.
-        batch: whose negatives [K] are the catalogue, each item once.
-        chunk_logits: logits held at once; P * K never are.
+        chunk_logits: logits held at once, K at least; P * K never are. Default: by device.
 
     Returns:
         [] fp32 (fp64 if the vectors are).
     """
     users, items = _full(users), _full(items)
     target = (users * items.index_select(0, batch.targets)).sum(dim=1)
-    size = max(1, chunk_logits // max(1, len(users)))
-    total: Tensor = _LogSumExp.apply(users, items.index_select(0, batch.negatives), size)  # type: ignore[no-untyped-call]
-    return (total - target).sum()
+    shift = None if expected is None else expected.index_select(0, batch.negatives).log()
+    at_once = chunk_logits or CHUNK_LOGITS[users.device.type]
+    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        users,
+        items.index_select(0, batch.negatives),
+        target,
+        shift,
+        batch.targets,
+        batch.negatives,
+        max(1, at_once // max(1, len(batch.negatives))),
+    )
+    return loss
 
 
-class _LogSumExp(torch.autograd.Function):
-    """[P] log of the sum over items of exp <user, item>, `size` items at a time.
+class _CrossEntropy(torch.autograd.Function):
+    """Sum over positions of log(exp target + sum of exp (<user, negative> - shift)) - target, `size` of them at once.
 
-    Forward keeps a running log-sum-exp, backward computes each chunk's logits again: beside users,
-    items and their gradients only [P, size] is held.
+    A sum has one upstream gradient for all positions, so forward takes the gradients too, while a chunk's logits are
+    in the cache, and keeps nothing of size P * K.
     """
 
     @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, size: int) -> Tensor:
-        total = users.new_full((len(users),), float("-inf"))
-        for chunk in items.split(size):
-            total = torch.logaddexp(total, (users @ chunk.T).logsumexp(dim=1))
-        ctx.save_for_backward(users, items, total)
-        ctx.size = size
-        return total
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        negatives: Tensor,
+        target: Tensor,
+        shift: Tensor | None,
+        target_places: Tensor,
+        negative_places: Tensor,
+        size: int,
+    ) -> Tensor:
+        users_grad, negatives_grad = torch.empty_like(users), torch.zeros_like(negatives)
+        total = torch.empty_like(target)
+        for start in range(0, len(users), size):
+            chunk = slice(start, start + size)
+            logits = users[chunk] @ negatives.T
+            if shift is not None:
+                logits.sub_(shift)
+            logits.masked_fill_(target_places[chunk, None] == negative_places, float("-inf"))
+            highest = torch.maximum(logits.amax(dim=1), target[chunk])
+            odds = logits.sub_(highest[:, None]).exp_()
+            sums = odds.sum(dim=1).add_((target[chunk] - highest).exp_())
+            total[chunk] = sums.log().add_(highest)
+            odds.div_(sums[:, None])
+            torch.mm(odds, negatives, out=users_grad[chunk])
+            negatives_grad.addmm_(odds.T, users[chunk])
+        ctx.save_for_backward(users_grad, negatives_grad, (target - total).exp_().sub_(1))
+        return (total - target).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        users, items, total = ctx.saved_tensors
-        users_grad, items_grad = torch.zeros_like(users), torch.empty_like(items)
-        for chunk, chunk_grad in zip(items.split(ctx.size), items_grad.split(ctx.size), strict=True):
-            pull = (users @ chunk.T).sub_(total.unsqueeze(1)).exp_().mul_(gradient.unsqueeze(1))
-            users_grad.addmm_(pull, chunk)
-            torch.mm(pull.T, users, out=chunk_grad)
-        return users_grad, items_grad, None
+        return *(found * gradient for found in ctx.saved_tensors), None, None, None, None
 
 
 def _logits(users: Tensor, items: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

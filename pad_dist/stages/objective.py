@@ -10,7 +10,7 @@ from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Output, Pad
 from pad_dist.objectives.info_nce import info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
 from pad_dist.objectives.samples import once
 from pad_dist.stages.parts import frozen_parameters
 
@@ -77,10 +77,8 @@ class StageObjective(nn.Module):
                 return bce_sum(users, items, batch)
             case "gbce":
                 return gbce_sum(users, items, batch, gbce_beta(loss.negatives, self._catalogue, loss.gbce_t))
-            case "sampled_softmax":
-                return sampled_softmax_sum(users, items, batch, expected)
-            case "softmax":
-                return softmax_sum(users, items, batch)
+            case "sampled_softmax" | "softmax":
+                return softmax_sum(users, items, batch, expected)
 
     def _expected(self, batch: Batch, rows: Rows) -> Tensor | None:
         """[U] expected count of each item among the negatives, for log-Q correction."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pad_dist.data.batches import Batch
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
 
-SHARED = [partial(gbce_sum, beta=0.5), sampled_softmax_sum, softmax_sum]
+SHARED = [partial(gbce_sum, beta=0.5), softmax_sum]
 SHAPES = pytest.mark.parametrize(("seed", "positions", "catalogue"), [(0, 1, 2), (1, 7, 5), (2, 30, 64)])
 
 
@@ -74,12 +74,12 @@ def test_sampled_softmax_is_cross_entropy_without_accidental_hits() -> None:
     for position, candidates in enumerate([[1, 4, 2, 0, 2], [2, 4, 0], [5, 4, 2, 0, 2]]):
         logits = users[position] @ items[candidates].T
         expected = expected + F.cross_entropy(logits, torch.tensor(0))
-    check(sampled_softmax_sum(users, items, batch), expected, (users, items))
+    check(softmax_sum(users, items, batch), expected, (users, items))
 
 
 def test_sampled_softmax_with_only_hits_is_zero_with_zero_gradient() -> None:
     users, items = make_vectors(1)
-    loss = sampled_softmax_sum(users, items, make_batch([3], [3, 3], shared=True))
+    loss = softmax_sum(users, items, make_batch([3], [3, 3], shared=True))
     assert loss == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (users, items)))
 
@@ -95,7 +95,7 @@ def test_log_q_gives_each_negative_the_weight_of_the_items_it_stands_for(
         others = batch.negatives[batch.negatives != target]
         partition = (user @ items[target]).exp() + ((items[others] @ user).exp() / expected[others]).sum()
         total = total + partition.log() - user @ items[target]
-    check(sampled_softmax_sum(users, items, batch, expected), total, (users, items))
+    check(softmax_sum(users, items, batch, expected), total, (users, items))
 
 
 @torch.no_grad()
@@ -117,8 +117,8 @@ def test_log_q_corrected_sampled_softmax_tends_to_the_full_one(in_batch: int) ->
         if in_batch:
             drawn.append(share.multinomial(in_batch, replacement=True, generator=generator))
         batch = shared_batch(targets, torch.cat(drawn))
-        corrected.append(sampled_softmax_sum(users, items, batch, expected) / positions)
-        plain.append(sampled_softmax_sum(users, items, batch) / positions)
+        corrected.append(softmax_sum(users, items, batch, expected) / positions)
+        plain.append(softmax_sum(users, items, batch) / positions)
     found = torch.stack(corrected)
     error = found.mean() - full
     # The logarithm's bias is half the variance of the estimated sum, relative to it; five standard errors beside.
@@ -159,16 +159,15 @@ def test_softmax_in_chunks_is_the_cross_entropy_over_the_catalogue(
 ) -> None:
     users, items, batch = problem(seed, positions, catalogue)
     batch = shared_batch(batch.targets, torch.arange(1, catalogue + 1))
-    for found in (softmax_sum(users, items, batch, chunk_logits), sampled_softmax_sum(users, items, batch)):
-        expected = F.cross_entropy(users @ items[1:].T, batch.targets - 1, reduction="sum")
-        check(found, expected, (users, items))
+    expected = F.cross_entropy(users @ items[1:].T, batch.targets - 1, reduction="sum")
+    check(softmax_sum(users, items, batch, chunk_logits=chunk_logits), expected, (users, items))
 
 
 def test_softmax_has_the_gradient_of_finite_differences() -> None:
     users, items, batch = problem(4, 5, 9)
     batch = shared_batch(batch.targets, torch.arange(1, 10))
     # Squared, so that the gradient that reaches the function is not 1.
-    assert torch.autograd.gradcheck(lambda u, v: softmax_sum(u, v, batch, 20).square(), (users, items))
+    assert torch.autograd.gradcheck(lambda u, v: softmax_sum(u, v, batch, chunk_logits=20).square(), (users, items))
 
 
 class Largest(TorchDispatchMode):
@@ -189,10 +188,10 @@ def test_softmax_holds_no_more_logits_than_it_is_given() -> None:
     batch = shared_batch(batch.targets, torch.arange(1, 401))
     with Largest() as largest:
         softmax_sum(users, items, batch, chunk_logits=3000).backward()
-    assert largest.elements == 3000  # 401 * 4 of the items, against 40,000 logits
+    assert largest.elements == 2800  # seven positions of 400 negatives, against 40,000 logits
     with Largest() as largest:
-        sampled_softmax_sum(users, items, batch).backward()
-    assert largest.elements >= 40_000
+        softmax_sum(users, items, batch, chunk_logits=40_000).backward()
+    assert largest.elements == 40_000
 
 
 def test_losses_stay_finite_at_extreme_logits() -> None:
@@ -202,8 +201,7 @@ def test_losses_stay_finite_at_extreme_logits() -> None:
     for loss, expected in [
         (bce_sum(users, items, make_batch([0, 0], [1, 1], shared=False, items=2)), 2e6),
         (gbce_sum(users, items, one, beta=0.5), 0.75e6),
-        (sampled_softmax_sum(users, items, one), 2e6),
-        (softmax_sum(users, items, make_batch([0, 0], [0, 1], shared=True, items=2)), 2e6),
+        (softmax_sum(users, items, one), 2e6),
     ]:
         assert float(loss.detach()) == expected
         assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (users, items)))

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 from pad_dist.config import STAGES, StageName
 from pad_dist.objectives.info_nce import info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, sampled_softmax_sum, softmax_sum
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
 from tests.stages.objective_worker import (
     CATALOGUE,
     DIM,
@@ -40,8 +40,8 @@ def test_bce_takes_its_own_negatives() -> None:
 def test_every_stage_can_learn_from_every_loss(stage: StageName, loss: str) -> None:
     expected = 3 / CATALOGUE + rows()["share"]  # three negatives are uniform, one is in batch
     sums = {
-        "sampled_softmax": sampled_softmax_sum,
-        "log-Q": partial(sampled_softmax_sum, expected=expected),
+        "sampled_softmax": softmax_sum,
+        "log-Q": partial(softmax_sum, expected=expected),
         "gbce": partial(gbce_sum, beta=gbce_beta(4, CATALOGUE, 0.75)),
         "softmax": softmax_sum,
     }
@@ -95,7 +95,7 @@ def test_two_experts_without_a_gate_are_mixed_alike() -> None:
     assert list(output.users) == ["id", "text"] and loss.pad.gate is None
     users = torch.cat([output.users["id"], output.users["text"]], dim=1)
     items = torch.cat([output.items["id"], output.items["text"]], dim=1) / 2
-    torch.testing.assert_close(loss(batch(), rows()), sampled_softmax_sum(users, items, batch()) / 6)
+    torch.testing.assert_close(loss(batch(), rows()), softmax_sum(users, items, batch()) / 6)
 
 
 def test_items_without_occurrences_are_no_samples() -> None:
@@ -149,7 +149,7 @@ def test_expert_loss_adds_exactly_the_trained_experts_own_losses() -> None:
     alone = objective("disentangle", config(disentangle={"freeze": freeze}))(batch(), rows())
     loss = objective("disentangle", config(disentangle={"freeze": freeze, "expert_loss": 0.5}))
     output = loss.pad(batch(), rows())
-    own = {name: sampled_softmax_sum(output.users[name], output.items[name], batch()) for name in output.users}
+    own = {name: softmax_sum(output.users[name], output.items[name], batch()) for name in output.users}
     torch.testing.assert_close(loss(batch(), rows()), alone + 0.5 * (own["aligned"] + own["text"]) / 6)
 
 
