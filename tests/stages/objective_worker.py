@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import parts
+from tests.support.stages import STAGES
 
 ITEMS, DIM, TEXT_DIM = 9, 8, 5
 CATALOGUE = 60

@@ -15,7 +15,7 @@ from pad_dist.threads import limit_threads
 
 limit_threads()
 
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import load_config
 from pad_dist.stages.parts import made_from, stage_dir
 from pad_dist.stages.system import build_system, initialise
@@ -23,6 +23,7 @@ from pad_dist.stages.train import Trainer
 from pad_dist.training.engine import full_state
 from pad_dist.training.ranks import Ranks, launched
 from tests.support.checkpoints import save
+from tests.support.stages import STAGES
 
 STEPS = 20
 

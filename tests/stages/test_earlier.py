@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pad_dist import storage
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import load_config
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
@@ -16,6 +16,7 @@ from pad_dist.errors import UserError
 from pad_dist.stages.parts import check_ready, fingerprint, inherits, made_from
 from pad_dist.stages.trained_on import record
 from pad_dist.training.checkpoint import FORMAT
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences
 from tests.support.tiny_text import write_tiny_text
 from tests.support.tiny_versions import publish_tiny

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pad_dist import storage
-from pad_dist.config import STAGES, Config
+from pad_dist.config import Config
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
 from pad_dist.stages.parts import PARTS, Parts, check_ready, evaluation_mark, fingerprint, is_trained, parts
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -62,7 +63,7 @@ def stale(before: Config, after: Config) -> set[str]:
         ("evaluation.every=2", EVERY),
         ("pretrain.lr=0.5", EVERY),
         ("pretrain.epochs=3", EVERY),
-        ("text.center=false", ONCE_ALIGNED),
+        ("text.transform=none", ONCE_ALIGNED),
         ("align.lr=0.5", ONCE_ALIGNED),
         ("align.sparse_lr=0.5", ONCE_ALIGNED),
         ("align.gamma=0.5", ONCE_ALIGNED),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pad_dist.config import STAGES, StageName
+from pad_dist.config import StageName
 from tests.stages import resume_worker as worker
 from tests.support.ranks import run_ranks
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
