@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pad_dist import storage
-from pad_dist.config import Config
+from pad_dist.config import Config, MethodName
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import PARTS, Parts, check_ready, evaluation_mark, fingerprint, is_trained, parts
+from pad_dist.stages.parts import METHODS, Parts, check_ready, evaluation_mark, fingerprint, is_trained, parts
 from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
@@ -154,16 +154,17 @@ def test_two_experts_need_their_own_tables_and_stages_alone(folder: Path, tmp_pa
     assert parts(without_id, "disentangle") == Parts(
         ("aligned", "text"), ("aligned",), (("align", "aligned", "aligned"),), gated=True
     )
-    assert [parts(without_id, stage) for stage in STAGES[:2]] == [PARTS[stage] for stage in STAGES[:2]]
+    assert [parts(without_id, stage) for stage in STAGES[:2]] == [METHODS["pad"][stage] for stage in STAGES[:2]]
 
 
-def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it() -> None:
-    for stage, made_of in PARTS.items():
+@pytest.mark.parametrize("method", METHODS)
+def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it(method: MethodName) -> None:
+    order = list(METHODS[method])
+    for stage, made_of in METHODS[method].items():
         assert set(made_of.tables) == {name for name in made_of.experts if name != "text"}
         for source, there, here in made_of.inherits:
-            assert STAGES.index(source) < STAGES.index(stage)
-            assert there in PARTS[source].tables and here in made_of.tables
-        assert {here for _, _, here in made_of.inherits} == (set(made_of.tables) if stage != "pretrain" else set())
+            assert order.index(source) < order.index(stage)
+            assert there in METHODS[method][source].experts and here in made_of.experts
 
 
 def test_text_vectors_of_another_model_are_refused(folder: Path) -> None:
