@@ -8,9 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pad_dist.errors import UserError
 from pad_dist.sparse.row_shards import RowShards
 
 _BLOCK_ROWS = 1 << 14
+_LEAST_VARIANCE = 1e-9
+"""Below what float16 rounding of unit vectors leaves."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Moments:
 
     Attributes:
         mean: [C].
-        variance: mean variance of a column; NaN where there is no row.
+        variance: mean variance of a column.
         covariance: [C, C], where it was asked for.
     """
 
@@ -28,8 +31,12 @@ class Moments:
     covariance: Tensor | None
 
 
-def moments(shards: RowShards, *, covariance: bool) -> Moments:
-    """Moments over all ranks' rows, the same on each. Collective."""
+def moments(shards: RowShards, dataset: str, *, covariance: bool) -> Moments:
+    """Moments over all ranks' rows of a dataset's texts, the same on each. Collective.
+
+    Raises:
+        UserError: all are the same.
+    """
     dim = shards.local.shape[1]
     sums = torch.zeros(2 * dim + 1, dtype=torch.float64, device=shards.local.device)
     for block in shards.local.split(_BLOCK_ROWS):
@@ -37,6 +44,13 @@ def moments(shards: RowShards, *, covariance: bool) -> Moments:
         sums += torch.cat([rows.sum(0), rows.square().sum(0), rows.any(1).sum()[None]])
     _sum(sums, shards)
     mean, squares = (sums[:-1] / sums[-1]).split(dim)
+    variance = (squares - mean.square()).mean().item()
+    # Not `<`, which is false too for the NaN of a catalogue without any text.
+    if not variance >= _LEAST_VARIANCE:
+        raise UserError(
+            f"all texts of {dataset} have the same vector: check data.columns.text, or use text.transform=none and a "
+            "method other than llm_init"
+        )
     products = None
     if covariance:
         products = sums.new_zeros(dim, dim)
@@ -45,7 +59,7 @@ def moments(shards: RowShards, *, covariance: bool) -> Moments:
             products.addmm_(rows.T, rows)
         _sum(products, shards)
         products /= sums[-1]
-    return Moments(mean, (squares - mean.square()).mean().item(), products)
+    return Moments(mean, variance, products)
 
 
 def spectrum(shards: RowShards, found: Moments) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,10 @@ from torch import Tensor
 
 from pad_dist.config import TextConfig
 from pad_dist.data.text_table import read_text_rows, text_manifest
-from pad_dist.errors import UserError
 from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.text_moments import moments, spectrum
 
 _BLOCK_ROWS = 1 << 14
-_LEAST_VARIANCE = 1e-9
-"""Below what float16 rounding of unit vectors leaves."""
 _WHITENING_EPS = 1e-5
 """Added to the variances, in units of their mean: directions that no text uses are not blown up."""
 
@@ -44,12 +41,7 @@ class TextRows:
         self._scale = 1.0
         if text.transform == "none":
             return
-        found = moments(self._shards, covariance=text.transform == "whiten")
-        # Not `<`, which is false too for the NaN of a catalogue without any text.
-        if not found.variance >= _LEAST_VARIANCE:
-            raise UserError(
-                f"all texts of {dataset} have the same vector: check data.columns.text, or set text.transform=none"
-            )
+        found = moments(self._shards, dataset, covariance=text.transform == "whiten")
         if text.transform == "center":
             self._mean, self._scale = found.mean.float(), found.variance**-0.5
             return

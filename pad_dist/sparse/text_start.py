@@ -29,10 +29,13 @@ def fill_from_text(
     A row is the item's vector, centred, in the directions of most variance (PCA, as in LLM2BERT4Rec,
     arXiv 2309.09261), scaled so that all of these rows have the root-mean-square `std`. The text table is at least
     as wide as the tables; `text.transform` does not count.
+
+    Raises:
+        UserError: see `text_manifest`, `moments`.
     """
     dim = tables.spec.dim
     vectors = RowShards(lambda start, stop: read_text_rows(dataset, text, start, stop), tables.spec.rows, device, group)
-    found = moments(vectors, covariance=True)
+    found = moments(vectors, dataset, covariance=True)
     variances, directions = spectrum(vectors, found)
     projection = directions[:, :dim] * (std / variances[:dim].mean().sqrt())
     local = torch.cat(

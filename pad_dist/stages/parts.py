@@ -189,7 +189,7 @@ def check_ready(config: Config, stage: StageName, config_path: str) -> None:
         check_fits(config, stage, dataset, text=made_of.has_text, beside=made_of.beside)
     if reads_text(config, stage, dataset):
         width = text_manifest(dataset.url, config.text).counts["dim"]
-        if made_of.text_rows and width < config.model.dim:
+        if made_of.text_rows and not config.continue_from and width < config.model.dim:
             raise UserError(
                 f"method={config.method} starts rows of model.dim={config.model.dim} from text vectors of only {width} "
                 f"dimensions: set model.dim to at most {width}, or use another text.model"

@@ -102,6 +102,37 @@ def test_two_experts_take_less_than_three() -> None:
     assert everything == 2 * dense_parameters(config(), "align", 384)[0]  # and no gate
 
 
+def test_a_stage_without_id_tables_holds_texts_alone() -> None:
+    for backend in ("torchrec", "torch"):
+        chosen = config(method="text", sparse={"backend": backend, "hashed": {"rows": 1 << 14}})
+        plan = plan_stage(chosen, "pretrain_text", DATA, GPU, 1)
+        assert plan.fits and not plan.blocks
+        found = lines(plan)
+        assert "text vectors, float16" in found and not [name for name in found if name.startswith(("table", "maps"))]
+
+
+def test_what_is_learned_beside_the_recommendation_loss_is_counted() -> None:
+    alone = plan_stage(config(method="id"), "pretrain", DATA, GPU, 2)
+    for method, width in (("rlmrec_con", 128), ("rlmrec_gen", 384)):
+        plan = plan_stage(config(method=method), "pretrain", DATA, GPU, 2)
+        step = step_size(config(), DATA.items, 2)
+        samples = step.unique if method == "rlmrec_con" else step.positions
+        (sent,) = [line.bytes for line in plan.traffic if line.name == "samples of the alignment"]
+        assert sent == samples * (2 * width + 1) * 4
+        more = lines(plan).keys() - lines(alone).keys()
+        assert more == {"text vectors, float16", "text files", "samples of all ranks, aligned"}
+        head = dense_parameters(config(method=method), "pretrain", 384)[0]
+        head -= dense_parameters(config(), "pretrain", 384)[0]
+        ends = 384 + 128
+        assert head == ends * ends // 2 + ends // 2 + width + (128 if method == "rlmrec_gen" else 0)
+    started = lines(plan_stage(config(method="llm_init"), "pretrain", DATA, GPU, 2))
+    assert started.keys() - lines(alone).keys() == {
+        "covariance of text vectors",
+        "text vectors to start from",
+        "text files",
+    }
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 8])
 def test_a_step_sends_what_the_other_ranks_hold_and_want(world_size: int) -> None:
     chosen = config(training={"batch_size": 64, "loss": {"negatives": 100}}, model={"dim": 128, "max_length": 10})

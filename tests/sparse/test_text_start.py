@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pad_dist.errors import UserError
 from tests.sparse import text_start_worker as worker
 from tests.support.ranks import run_ranks
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
@@ -39,10 +40,17 @@ def test_rows_are_the_principal_components_of_the_texts(tmp_path: Path, seed: in
     np.testing.assert_allclose(np.delete(found["after"], EMPTY, axis=0), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_catalogue_of_one_vector_starts_nothing(tmp_path: Path) -> None:
+    url, _ = write(tmp_path, 0)
+    write_tiny_text(url, TEXT_DIM, erased=tuple(range(2, ITEMS + 1)))
+    with pytest.raises(UserError, match=r"all texts of .* have the same vector"):
+        worker.started(url, ITEMS, DIM, STD, {"backend": "torch"})
+
+
 @pytest.mark.parametrize(
     "settings", [{"sharding": "row_wise"}, {"sharding": "table_wise"}, {"sharding": "grid", "optimizer": "adagrad"}]
 )
-def test_any_sharding_starts_alike(tmp_path: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_sharding_starts_alike(tmp_path: Path, settings: dict[str, str]) -> None:
     url, _ = write(tmp_path, 4)
     expected = worker.started(url, ITEMS, DIM, STD, {"backend": "torch"})
     for found in run_ranks(worker.started, 2, url, ITEMS, DIM, STD, settings):

@@ -109,6 +109,13 @@ def test_hashed_tables_are_continued_by_like_ones_and_place_no_new_items_by_text
     check_ready(continued(root, hashed[0]), "pretrain", "run.yaml")
 
 
+def test_another_method_of_the_stage_is_not_continued(root: str) -> None:
+    message = refusal(continued(root, "method=rlmrec_con"), "pretrain")
+    assert "was trained with method=pad, this run has method=rlmrec_con, whose pretrain stage is another" in message
+    check_ready(continued(root, "method=id"), "pretrain", "run.yaml")
+    check_ready(continued(root, "method=llm_init"), "pretrain", "run.yaml")
+
+
 def test_a_run_without_the_stage_is_refused(root: str) -> None:
     storage.remove(f"{Path(root).parent}/old/align/result.json")
     assert "old has no align stage that was trained to its end" in refusal(continued(root), "align")
