@@ -210,6 +210,17 @@ class Config(Section):
     def _check(self) -> Self:
         if self.method == "ctrl" and self.model.dim % self.ctrl.sub_vectors:
             raise ValueError(f"ctrl.sub_vectors={self.ctrl.sub_vectors} must divide model.dim={self.model.dim}")
+        if self.disentangle.mix == "log_probabilities" and self.training.loss.kind in ("bce", "gbce"):
+            raise ValueError(
+                f"disentangle.mix=log_probabilities needs a softmax: with training.loss.kind={self.training.loss.kind} "
+                "set disentangle.mix=logits"
+            )
+        loss = self.training.loss
+        if self.disentangle.mix == "log_probabilities" and loss.in_batch and not loss.log_q:
+            raise ValueError(
+                "disentangle.mix=log_probabilities needs negatives of known odds: set training.loss.log_q=true, or "
+                "training.loss.in_batch=0"
+            )
         if self.method == "llm_init" and self.sparse.hashed:
             raise ValueError("method=llm_init starts a row for every item: leave sparse.hashed out")
         if self.sparse.backend == "torchrec":

@@ -217,4 +217,6 @@ class TextConfig(Section):
     """How rows are kept; int8 with one scale per row."""
     transform: Literal["none", "center", "whiten"] = "center"
     """What training makes of the vectors that it reads: `center` subtracts the catalogue mean and scales to unit
-    root-mean-square, `whiten` makes the catalogue's covariance the identity (ZCA, as in WhitenRec)."""
+    root-mean-square, `whiten` makes the catalogue's covariance C the identity (ZCA, as in WhitenRec)."""
+    whitening: float = Field(1.0, gt=0, le=1)
+    """How far `whiten` goes: vectors times C^(-whitening / 2), scaled to unit root-mean-square; 1 is WhitenRec's."""

@@ -69,6 +69,12 @@ class DisentangleConfig(StageConfig):
     """Experts kept as they come; the paper freezes none. All of them: the gate alone learns; needs trained_text."""
     expert_loss: float = Field(0.0, ge=0)
     """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
+    mix: Literal["logits", "log_probabilities"] = "logits"
+    """What of each expert is weighed. `logits`: the paper's. `log_probabilities`: its logit less the log of the sum of
+    exponentials over the catalogue, so that experts whose logits lie higher or lower for a user count alike."""
+    targets: Literal["train", "valid"] = "train"
+    """What the gate learns to rank. `valid`: the validation targets, which the experts, all frozen, have not seen; on
+    those of training an expert that has overfitted looks best."""
     gate_lr: float = Field(1e-2, gt=0)
     gate_weight_decay: float = Field(0.01, ge=0)
 
@@ -86,6 +92,8 @@ class DisentangleConfig(StageConfig):
                 f"freeze={list(self.freeze)} is all of the experts, which leaves the gate to learn: that needs "
                 "gate=frequency, and trained_text=true for the text expert"
             )
+        if self.targets == "valid" and set(self.freeze) != set(self.experts):
+            raise ValueError(f"targets=valid is for the gate alone: set freeze={list(self.experts)}")
         return self
 
 

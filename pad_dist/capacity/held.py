@@ -92,7 +92,7 @@ def dense_parameters(config: Config, stage: StageName, text_dim: int) -> tuple[i
     """Parameters of the stage's dense module, and how many of them are trained."""
     made_of = parts(config, stage)
     with torch.device("meta"):
-        pad = Pad(made_of.experts, config.model, text_dim, made_of.gated, made_of.head)
+        pad = Pad(made_of.experts, config.model, text_dim, made_of.gated, made_of.log_mix, made_of.head)
     parameters = {name: p.numel() for name, p in pad.named_parameters()}
     still = sum(n for name, n in parameters.items() if name.startswith(frozen_parameters(config, stage)))
     return sum(parameters.values()), sum(parameters.values()) - still

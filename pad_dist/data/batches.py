@@ -33,6 +33,7 @@ class Batch:
             it is the global count (MK-MMD's sample weights).
         positions: [] number of positions in the GLOBAL batch.
         shared_negatives: whether `negatives` is [K].
+        scored: None, or the positions [Q] that have a target: `targets` is then [Q], as is what else has a P.
     """
 
     items: Tensor
@@ -43,6 +44,7 @@ class Batch:
     occurrences: Tensor
     positions: Tensor
     shared_negatives: bool
+    scored: Tensor | None = None
 
     def sightings(self) -> Tensor:
         """[U] int64, how often each item stands in this rank's sequences: their events, not the negatives."""

@@ -20,6 +20,8 @@ from pad_dist.data.negatives import in_batch_negatives, shared_negatives, unifor
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 
 Ints = NDArray[np.int64]
+Split = Literal["train", "valid"]
+"""Whose targets are learned."""
 T = TypeVar("T")
 
 
@@ -35,6 +37,7 @@ def train_batches(
     world_size: int,
     start_step: int = 0,
     occurrence_share: float = 1.0,
+    targets: Split = "train",
 ) -> Iterator[Batch]:
     """This rank's slices of the epoch's global batches, one built ahead in a thread.
 
@@ -53,6 +56,9 @@ def train_batches(
     `occurrence_share` < 1 only about that share of the items, another one each step,
     keeps its count; the others have 0.
 
+    With `targets` "valid" a sample ends in the user's validation target, which alone is
+    `scored`; users who have none take no part.
+
     `positions` is the count of THIS rank: the training loop sums it over ranks.
     """
 
@@ -61,11 +67,11 @@ def train_batches(
         for step, rows in enumerate(steps, start_step):
             mine = rank_slice(rows, rank, world_size)
             if loss.kind == "bce":
-                batch = _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0)
+                batch = _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0, targets)
             else:
-                shared = _shared(dataset, rows, max_length, (seed, epoch, step), loss)
+                shared = _shared(dataset, rows, max_length, (seed, epoch, step), loss, targets)
                 counted = float(rank == 0 and loss.kind != "softmax")
-                batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, counted)
+                batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, counted, targets)
             sampled = _sampled(batch.items, (seed, epoch, step), occurrence_share)
             yield replace(batch, occurrences=batch.occurrences * sampled)
 
@@ -90,39 +96,55 @@ def eval_batches(
     return _prefetch(build())
 
 
-def _shared(dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int, int], loss: LossConfig) -> Ints:
+def _shared(
+    dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int, int], loss: LossConfig, targets: Split
+) -> Ints:
     """[K] negatives of the global batch of these rows, the same on every rank."""
     count = dataset.items if loss.kind == "softmax" else loss.negatives
     uniform = shared_negatives(*key, count, dataset.items)
     if not loss.in_batch:
         return uniform
-    sample, _, is_target = _samples(dataset.gather(rows), max_length)
+    sample, _, is_target = _samples(dataset.gather(rows), max_length, targets)
     return np.concatenate([uniform, in_batch_negatives(*key, loss.in_batch, sample[is_target])])
 
 
-def _samples(histories: Histories, max_length: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """The last L + 1 train items of each user who has something to predict, their sizes [B], and which are targets."""
-    kept = histories.train >= 2
-    starts, lengths = histories.offsets[:-1][kept], histories.train[kept]
+def _lengths(histories: Histories, targets: Split) -> Ints:
+    """[users] items up to the last target, fewer than 2 where there is none."""
+    return histories.train if targets == "train" else histories.valid + 1
+
+
+def _samples(histories: Histories, max_length: int, targets: Split) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """The last L + 1 items up to the last target of each user who has one, their sizes [B], and which are targets."""
+    lengths = _lengths(histories, targets)
+    kept = lengths >= 2
+    starts, lengths = histories.offsets[:-1][kept], lengths[kept]
     sizes = np.minimum(lengths, max_length + 1)
     sample = histories.items[ranges(starts + lengths - sizes, sizes)]
-    is_target = np.ones(len(sample), bool)
+    is_target = np.full(len(sample), targets == "train")
     is_target[np.cumsum(sizes) - sizes] = False
+    is_target[np.cumsum(sizes) - 1] = True
     return sample, sizes, is_target
 
 
 def _train_batch(
-    dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int], shared: Ints | None, negative_weight: float
+    dataset: Dataset,
+    rows: Ints,
+    max_length: int,
+    key: tuple[int, int],
+    shared: Ints | None,
+    negative_weight: float,
+    targets: Split,
 ) -> Batch:
     histories = dataset.gather(rows)
-    sample, sizes, is_target = _samples(histories, max_length)
+    sample, sizes, is_target = _samples(histories, max_length, targets)
     padding = len(sizes) * (max_length + 1) - len(sample)
     is_input = np.ones(len(sample), bool)
     is_input[np.cumsum(sizes) - 1] = False
 
     if shared is None:
-        kept = histories.train >= 2
-        lengths = histories.train[kept]
+        lengths = _lengths(histories, targets)
+        kept = lengths >= 2
+        lengths = lengths[kept]
         train_items = histories.items[ranges(histories.offsets[:-1][kept], lengths)]
         negatives = uniform_negatives(*key, rows[kept], sizes, train_items, lengths, dataset.items)
         padding *= 2
@@ -133,16 +155,21 @@ def _train_batch(
     weights = np.concatenate([[padding], np.ones(len(sample)), np.full(len(negatives), negative_weight)])
     items, places = np.unique(entries, return_inverse=True)
     sample_places, negative_places = places[1 : len(sample) + 1], places[len(sample) + 1 :]
-    targets = sample_places[is_target]
+    target_places = sample_places[is_target]
+    scored = None if targets == "train" else np.cumsum(sizes - 1) - 1
+    if shared is None:
+        # The draw of an item before a target is that target's.
+        negative_places = negative_places[np.roll(is_target, -1)]
     return Batch(
         items=_tensor(items),
         lengths=_tensor(sizes - 1),
         inputs=_tensor(sample_places[is_input]),
-        targets=_tensor(targets),
-        negatives=_tensor(negative_places[is_input] if shared is None else negative_places),
+        targets=_tensor(target_places),
+        negatives=_tensor(negative_places),
         occurrences=torch.from_numpy(np.bincount(places, weights).astype(np.float32)),
-        positions=torch.tensor(len(targets)),
+        positions=torch.tensor(len(target_places)),
         shared_negatives=shared is not None,
+        scored=None if scored is None else _tensor(scored),
     )
 
 

@@ -20,11 +20,12 @@ from pad_dist.evaluation.ranking import (
     by_target,
     common_width,
     gather_rows,
+    log_partitions,
     lookup_columns,
     rank_targets,
 )
 from pad_dist.evaluation.report import SPLITS, Split
-from pad_dist.model.pad import Pad
+from pad_dist.model.pad import Pad, log_mixture_users
 from pad_dist.sparse.row_shards import row_range
 from pad_dist.stages.system import System, load_trained
 from pad_dist.training.ranks import Ranks
@@ -81,6 +82,10 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
         seen, bin_of = lookup_columns(users.targets, (frequency, bins.local[:, 0]), bins.start, ranks.group).unbind(1)
         constant = torch.ones(len(seen), 1, dtype=torch.float64, device=ranks.device)
         queries = {n: constant if n == "popularity" else _expert_part(pad, n, users.vectors) for n in scorers}
+        if "mixture" in scorers and pad.log_mix:
+            alone = {name: _expert_part(pad, name, users.vectors) for name in pad.names}
+            partitions = log_partitions(alone, candidates, ranks.group)
+            queries["mixture"] = log_mixture_users(users.vectors, partitions)
         for name, places in rank_targets(queries, users, candidates, ranks.group).items():
             counts[name] += rank_counts(places, seen, bin_of, system.config.evaluation.cold_max_frequency)
     metrics = {name: summarize(total) for name, total in counts.items()}
@@ -119,7 +124,10 @@ def _candidates(system: System, pad: Pad, scorers: Sequence[str], frequency: Ten
     """This rank's items in use, in the fewest blocks that VECTOR_BYTES allows. Collective."""
     ranks, bins = system.ranks, system.bins.local[:, 0]
     dim, dtype = system.config.model.dim, next(pad.parameters()).dtype
-    shapes = {name: (dim * len(pad.names) if name == "mixture" else dim, dtype) for name in scorers}
+    mixed = len(pad.names) * (dim + pad.log_mix)
+    if "mixture" in scorers and pad.log_mix:
+        scorers = [*dict.fromkeys([*scorers, *pad.names])]  # what the mixture's log-partitions are taken of
+    shapes = {name: (mixed if name == "mixture" else dim, dtype) for name in scorers}
     if "popularity" in scorers:
         shapes["popularity"] = (1, torch.float64)
     # Of the longest range of rows: every rank has as many blocks, and looks up as often in each.

@@ -142,6 +142,29 @@ def rank_targets(
     return ranks
 
 
+@torch.no_grad()
+def log_partitions(
+    queries: Mapping[str, Tensor], candidates: Candidates, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Log of the sum of exp score over all candidates of all ranks, for each scorer. Collective.
+
+    Args:
+        queries: {scorer: [b, its D]} user vectors, the same on every rank.
+
+    Returns:
+        [b, scorers] fp64 in the order of the queries, the same on every rank.
+    """
+    totals = {n: torch.full((len(q),), -torch.inf, dtype=torch.float64, device=q.device) for n, q in queries.items()}
+    for number in range(candidates.blocks):
+        block = candidates.read(number)
+        for name, chunk in _chunks(queries, block, SCORE_BYTES):
+            scores = _scores(queries[name][chunk], block.vectors[name])[:, : len(block.items)]
+            totals[name][chunk] = torch.logaddexp(totals[name][chunk], scores.logsumexp(dim=1).double())
+    total = torch.stack([*totals.values()], dim=1)
+    highest = all_reduce(total.clone(), dist.ReduceOp.MAX, group)
+    return all_reduce((total - highest).exp(), dist.ReduceOp.SUM, group).log() + highest
+
+
 def by_target(users: Users) -> Users:
     """The same users in the order of their targets."""
     order = users.targets.argsort(stable=True)

@@ -24,15 +24,18 @@ _FIRST_AND_LAST_LOGIT: dict[ExpertName, tuple[float, float]] = {
 class Gate(nn.Module):
     """Weights of the named experts from the candidate item's frequency bin.
 
-    Logits start on the paper's ramps, or all at 0 ("even": all experts alike).
+    Logits start on the paper's ramps, or all at 0 ("even": all experts alike). With `scaled` there is a learned factor
+    over all weights: it leaves the order of items, but lets a mixture of log-probabilities be as sharp as its loss wants.
     """
 
-    def __init__(self, experts: Sequence[ExpertName], init: Literal["ramps", "even"]) -> None:
+    def __init__(self, experts: Sequence[ExpertName], init: Literal["ramps", "even"], scaled: bool = False) -> None:
         super().__init__()
         ramps = torch.stack([torch.linspace(*_FIRST_AND_LAST_LOGIT[name], BINS) for name in experts], dim=1)
         self.logits = nn.Parameter(ramps if init == "ramps" else torch.zeros_like(ramps))
+        self.log_scale = nn.Parameter(torch.zeros(())) if scaled else None
 
     def forward(self, bins: Tensor) -> Tensor:
-        """[U] bins -> [U, M] weights in the order of the experts; each row sums to 1."""
+        """[U] bins -> [U, M] weights in the order of the experts; each row sums to 1, or to the learned scale."""
         openings = torch.sigmoid(F.embedding(bins, self.logits))
-        return openings / openings.sum(dim=1, keepdim=True)
+        weights = openings / openings.sum(dim=1, keepdim=True)
+        return weights if self.log_scale is None else weights * self.log_scale.exp()

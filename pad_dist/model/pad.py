@@ -36,13 +36,16 @@ class Output:
     anchored: Tensor | None
     gate: Tensor | None
 
-    def mixture(self) -> tuple[Tensor, Tensor]:
+    def mixture(self, log_partitions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Users [P, M*D] and items [U, M*D] whose inner product is the mixture's score.
 
         sum_m g_m <u_m, v_m> = <[u_1 ; u_2 ; u_3], [g_1 v_1 ; g_2 v_2 ; g_3 v_3]>; a single
-        expert's weight is 1.
+        expert's weight is 1. With `log_partitions` [P, M] what is weighed is <u_m, v_m> less
+        these: M columns more on either side.
         """
-        return torch.cat([*self.users.values()], dim=1), _mix([*self.items.values()], self.gate)
+        users, weighed = torch.cat([*self.users.values()], dim=1), log_partitions is not None
+        items = _mix([*self.items.values()], self.gate, weighed)
+        return users if log_partitions is None else log_mixture_users(users, log_partitions), items
 
 
 class Pad(nn.Module):
@@ -53,6 +56,7 @@ class Pad(nn.Module):
         config: width, depth and forms.
         text_dim: width of the text embeddings; unused by the ID expert.
         gated: whether several experts are weighed by a gate; else all count alike.
+        log_mix: whether a mixture weighs log-probabilities (`log_mixture_users`) instead of logits.
         head: what is learned with beside them, if anything; it takes no part in any score.
 
     Dense weights start Xavier-normal and biases at 0 (paper); seed with torch.manual_seed.
@@ -64,13 +68,15 @@ class Pad(nn.Module):
         config: ModelConfig,
         text_dim: int,
         gated: bool = True,
+        log_mix: bool = False,
         head: HeadName | None = None,
     ) -> None:
         super().__init__()
         self.names = tuple(name for name in EXPERTS if name in experts)
         self.experts = nn.ModuleDict({name: build_expert(name, config, text_dim) for name in self.names})
         self.experts.apply(_initialise)
-        self.gate = Gate(self.names, config.gate_init) if gated and len(self.names) > 1 else None
+        self.gate = Gate(self.names, config.gate_init, log_mix) if gated and len(self.names) > 1 else None
+        self.log_mix = log_mix
         self.head = Head(head, config, text_dim) if head else None
         if self.head is not None:
             self.head.apply(_initialise)
@@ -91,7 +97,8 @@ class Pad(nn.Module):
             read = items[name]
             if self.head is not None and self.head.mask is not None:
                 read = self.head.mask(read, rows["masked"])
-            users[name] = expert.encoder(read.index_select(0, batch.inputs), batch.lengths)
+            encoded = expert.encoder(read.index_select(0, batch.inputs), batch.lengths)
+            users[name] = encoded if batch.scored is None else encoded.index_select(0, batch.scored)
         return Output(users, items, projected, anchored, self._gate(rows))
 
     def encode(self, inputs: Tensor, lengths: Tensor, rows: Rows) -> Tensor:
@@ -117,11 +124,12 @@ class Pad(nn.Module):
     def catalogue(self, rows: Rows, gated: bool = True) -> Tensor:
         """Item vectors [n, M*D] to rank with `encode`'s user vectors.
 
-        With `gated=False` the m-th block of D columns ranks for expert m alone.
+        With `gated=False` the m-th block of D columns ranks for expert m alone. A gated mixture of log-probabilities
+        has M columns more, as `log_mixture_users` has.
         """
         rows = self._cast(rows)
         vectors = [self.expert(name).item_vectors(rows) for name in self.names]
-        return _mix(vectors, self._gate(rows) if gated else None)
+        return _mix(vectors, self._gate(rows) if gated else None, self.log_mix and gated)
 
     def expert(self, name: ExpertName) -> Expert:
         """The expert of that name."""
@@ -146,10 +154,18 @@ def _cut_padding(name: str, row: Tensor, items: Tensor) -> Tensor:
     return torch.where((items == 0).unsqueeze(1), row.detach(), row) if name in ("id", "aligned") else row
 
 
-def _mix(vectors: list[Tensor], gate: Tensor | None) -> Tensor:
+def log_mixture_users(users: Tensor, log_partitions: Tensor) -> Tensor:
+    """Users [n, M*D] and log-partitions [n, M] -> [n, M*D + M], which rank by weighed log-probabilities.
+
+    sum_m g_m (<u_m, v_m> - z_m) = <[u_1 ; ... ; u_M ; -z], [g_1 v_1 ; ... ; g_M v_M ; g]>: one inner product still.
+    """
+    return torch.cat([users, -log_partitions.to(users.dtype)], dim=1)
+
+
+def _mix(vectors: list[Tensor], gate: Tensor | None, with_gate: bool = False) -> Tensor:
     if gate is not None:
         vectors = [vector * gate[:, m : m + 1] for m, vector in enumerate(vectors)]
-    return torch.cat(vectors, dim=1)
+    return torch.cat([*vectors, gate] if with_gate and gate is not None else vectors, dim=1)
 
 
 def _initialise(module: nn.Module) -> None:

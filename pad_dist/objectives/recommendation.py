@@ -101,6 +101,21 @@ def softmax_sum(
     return loss
 
 
+def log_partition(users: Tensor, items: Tensor, batch: Batch, expected: Tensor | None) -> Tensor:
+    """[P] log of the sum of exp <user, item> over the catalogue, estimated from the target and K shared negatives.
+
+    Args:
+        users: [P, D].
+        items: [U, D] vectors of `batch.items`.
+        batch: with negatives [K].
+        expected: [U] expected count of each item among the negatives; None: each stands for itself.
+    """
+    target, logits, hits = _logits(users, items, batch)
+    if expected is not None:
+        logits = logits - expected.index_select(0, batch.negatives).log()
+    return torch.logaddexp(target, logits.masked_fill(hits, float("-inf")).logsumexp(dim=1))
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Sum over positions of log(exp target + sum of exp (<user, negative> - shift)) - target, `size` of them at once.
 

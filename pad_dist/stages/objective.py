@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Output, Pad
 from pad_dist.objectives.info_nce import contrast, info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, log_partition, softmax_sum
 from pad_dist.objectives.samples import once as count_once
 from pad_dist.stages.parts import frozen_parameters, parts
 
@@ -68,13 +69,26 @@ class StageObjective(nn.Module):
         if len(output.users) == 1:
             (expert,) = output.users
             return self._recommend(output.users[expert], output.items[expert], batch, expected)
-        loss = self._recommend(*output.mixture(), batch, expected)
+        loss = self._recommend(*output.mixture(self._log_partitions(output, batch, expected)), batch, expected)
         if self._config.disentangle.expert_loss:
             for name in output.users:
                 if name not in self._frozen:
                     own = self._recommend(output.users[name], output.items[name], batch, expected)
                     loss = loss + self._config.disentangle.expert_loss * own
         return loss
+
+    def _log_partitions(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor | None:
+        """[P, M] of each expert over the catalogue, where it is log-probabilities that are mixed."""
+        if not self.pad.log_mix:
+            return None
+        if expected is None:
+            drawn = min(len(batch.negatives), self._catalogue) / self._catalogue
+            expected = torch.full((len(batch.items),), drawn, device=batch.items.device)
+        found = [
+            log_partition(u, v, batch, expected)
+            for u, v in zip(output.users.values(), output.items.values(), strict=True)
+        ]
+        return torch.stack(found, dim=1)
 
     def _recommend(self, users: Tensor, items: Tensor, batch: Batch, expected: Tensor | None) -> Tensor:
         loss = self._config.training.loss

@@ -31,6 +31,7 @@ class Parts:
 
     Attributes:
         gated: whether a gate weighs the experts.
+        log_mix: whether it is their log-probabilities that are weighed, not their logits.
         recommends: whether the recommendation loss is learned from.
         beside: what else is.
         text_rows: whether the table starts from the texts instead of at random.
@@ -41,6 +42,7 @@ class Parts:
     tables: tuple[ExpertName, ...]
     inherits: tuple[tuple[StageName, ExpertName, ExpertName], ...] = ()
     gated: bool = False
+    log_mix: bool = False
     recommends: bool = True
     beside: Beside | None = None
     text_rows: bool = False
@@ -115,6 +117,7 @@ def parts(config: Config, stage: StageName) -> Parts:
         tables=tuple(name for name in whole.tables if name in chosen),
         inherits=tuple(entry for entry in whole.inherits if entry[0] in before and entry[2] in chosen),
         gated=config.disentangle.gate == "frequency",
+        log_mix=config.disentangle.mix == "log_probabilities",
     )
 
 

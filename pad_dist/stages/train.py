@@ -216,6 +216,7 @@ class Trainer:
             world_size=system.ranks.world_size,
             start_step=start_step,
             occurrence_share=config.align.mmd_item_share if parts(config, system.stage).beside == "align" else 1.0,
+            targets=config.disentangle.targets if system.stage == "disentangle" else "train",
         )
 
     def step(self, number: int, batch: Batch) -> Tensor:

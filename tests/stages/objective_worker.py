@@ -81,7 +81,7 @@ def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | Non
     """The stage's loss over a model with weights that are always the same."""
     torch.manual_seed(0)
     made_of = parts(settings, stage)
-    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gated, made_of.head)
+    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gated, made_of.log_mix, made_of.head)
     return StageObjective(pad, stage, settings, CATALOGUE, group).train()
 
 
