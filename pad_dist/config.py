@@ -135,7 +135,7 @@ class EvaluationConfig(Section):
 
 
 _SET_BY_METHOD: dict[str, dict[str, dict[str, Any]]] = {
-    "whitenrec": {"text": {"transform": "whiten"}},
+    "whitenrec": {"text": {"transform": "whiten", "whitening": 1.0}},
     "clip": {
         "align": {
             "alignment": "infonce",

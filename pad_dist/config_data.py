@@ -219,4 +219,4 @@ class TextConfig(Section):
     """What training makes of the vectors that it reads: `center` subtracts the catalogue mean and scales to unit
     root-mean-square, `whiten` makes the catalogue's covariance C the identity (ZCA, as in WhitenRec)."""
     whitening: float = Field(1.0, gt=0, le=1)
-    """How far `whiten` goes: vectors times C^(-whitening / 2), scaled to unit root-mean-square; 1 is WhitenRec's."""
+    """How far `whiten` goes: C^(-whitening / 2), C being that of the centred and scaled vectors; 1 is WhitenRec's."""

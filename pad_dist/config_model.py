@@ -43,6 +43,8 @@ class ModelConfig(Section):
     """Hidden Linear(d, d) layers after Linear(text_dim, d)."""
     projector_activation: bool = False
     """GELU after the last layer too (the paper's form)."""
+    projector_dropout: float | None = Field(None, ge=0, lt=1)
+    """Of the projector's hidden layers; null: `dropout` (the paper's)."""
     fusion: Literal["concat", "sum"] = "sum"
     """Aligned item vector: GELU(Linear([e ; t])) (the paper's form) or e + t."""
     gate_init: Literal["ramps", "even"] = "even"

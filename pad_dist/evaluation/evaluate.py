@@ -83,7 +83,7 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
         constant = torch.ones(len(seen), 1, dtype=torch.float64, device=ranks.device)
         queries = {n: constant if n == "popularity" else _expert_part(pad, n, users.vectors) for n in scorers}
         if "mixture" in scorers and pad.log_mix:
-            alone = {name: _expert_part(pad, name, users.vectors) for name in pad.names}
+            alone = {str(name): _expert_part(pad, name, users.vectors) for name in pad.names}
             partitions = log_partitions(alone, candidates, ranks.group)
             queries["mixture"] = log_mixture_users(users.vectors, partitions)
         for name, places in rank_targets(queries, users, candidates, ranks.group).items():

@@ -25,7 +25,7 @@ class Gate(nn.Module):
     """Weights of the named experts from the candidate item's frequency bin.
 
     Logits start on the paper's ramps, or all at 0 ("even": all experts alike). With `scaled` there is a learned factor
-    over all weights: it leaves the order of items, but lets a mixture of log-probabilities be as sharp as its loss wants.
+    over all weights: no order of items changes, but a mixture of log-probabilities becomes as sharp as its loss wants.
     """
 
     def __init__(self, experts: Sequence[ExpertName], init: Literal["ramps", "even"], scaled: bool = False) -> None:

@@ -14,7 +14,8 @@ class Projector(nn.Sequential):
     """
 
     def __init__(self, config: ModelConfig, text_dim: int) -> None:
+        dropout = config.dropout if config.projector_dropout is None else config.projector_dropout
         layers: list[nn.Module] = [nn.Linear(text_dim, config.dim), nn.GELU()]
         for _ in range(config.projector_layers):
-            layers += [nn.Dropout(config.dropout), nn.Linear(config.dim, config.dim), nn.GELU()]
+            layers += [nn.Dropout(dropout), nn.Linear(config.dim, config.dim), nn.GELU()]
         super().__init__(*(layers if config.projector_activation else layers[:-1]))

@@ -21,8 +21,8 @@ class TextRows:
 
     By `text.transform`, over the items that have a text: x becomes (x - mean) / rms
     (`center`: sentence encoders put a large common part into every vector, which says
-    nothing about the item), or (x - mean) (covariance + eps)^(-w/2) / rms with
-    w = `text.whitening` (`whiten`: w = 1 is ZCA, as in WhitenRec, arXiv 2402.10602), or stays.
+    nothing about the item), or (x - mean) (C / rms^2 + eps)^(-w/2) / rms with the
+    covariance C and w = `text.whitening` (`whiten`: w = 1 is ZCA, as in WhitenRec, arXiv 2402.10602), or stays.
     """
 
     def __init__(
@@ -46,8 +46,7 @@ class TextRows:
             self._mean, self._scale = found.mean.float(), found.variance**-0.5
             return
         variances, directions = spectrum(self._shards, found)
-        factors = (variances + _WHITENING_EPS * found.variance).pow(-text.whitening / 2)
-        factors /= (variances * factors.square()).mean().sqrt()
+        factors = (variances / found.variance + _WHITENING_EPS).pow(-text.whitening / 2) * found.variance**-0.5
         matrix = directions * factors @ directions.T
         # Once and for all: it costs more than a step's look-up.
         for block in self._shards.local.split(_BLOCK_ROWS):

@@ -239,7 +239,8 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
     dataset = Dataset.open(config.dataset)
     text = None
     if reads_text(config, stage, dataset):
-        text = {"vectors": text_manifest(dataset.url, config.text).content_hash(), "transform": config.text.transform}
+        text = config.text.model_dump(mode="json", include={"transform", "whitening"})
+        text["vectors"] = text_manifest(dataset.url, config.text).content_hash()
     made_of = parts(config, stage)
     sections: set[str] = {stage, made_of.beside or stage}
     return {

@@ -58,7 +58,10 @@ def split(values: Tensor, lengths: Tensor) -> list[list[int]]:
 
 
 def equal(one: Batch | EvalBatch, other: Batch | EvalBatch) -> bool:
-    return all(torch.equal(torch.as_tensor(a), torch.as_tensor(vars(other)[name])) for name, a in vars(one).items())
+    def same(a: Any, b: Any) -> bool:
+        return a is b is None or torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+    return all(same(a, vars(other)[name]) for name, a in vars(one).items())
 
 
 @LOSSES
@@ -105,6 +108,27 @@ def test_batches_equal_a_slow_oracle(
                     assert negatives[12:].tolist() == in_batch_negatives(7, 2, step, 30, targets).tolist()
                 counts += Counter(negatives.tolist()) if rank == 0 and loss is not FULL else Counter()
                 assert batch.occurrences.tolist() == [counts[item] for item in batch.items.tolist()]
+
+
+@LOSSES
+@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_validation_targets_are_each_user_s_one_scored_position(
+    datasets: dict[str, Dataset], loss: LossConfig, splits: str, world_size: int
+) -> None:
+    dataset, found = datasets[splits], []
+    for rank in range(world_size):
+        for batch in train(dataset, loss, rank, world_size, targets="valid"):
+            assert batch.scored is not None
+            assert batch.scored.tolist() == (batch.lengths.cumsum(0) - 1).tolist()
+            assert batch.positions == len(batch.targets) == len(batch.lengths)
+            contexts = split(batch.items[batch.inputs], batch.lengths)
+            found += [(tuple(c), t) for c, t in zip(contexts, batch.items[batch.targets].tolist(), strict=True)]
+            if loss is BCE:
+                assert len(batch.negatives) == len(batch.targets)
+                assert not (batch.negatives == batch.targets).any()
+    places = [(s, valid) for s, (_, valid, _) in zip(SEQUENCES, SPLITS[splits], strict=True) if valid > 0]
+    assert sorted(found) == sorted((tuple(s[:valid][-L:]), s[valid]) for s, valid in places)
 
 
 @LOSSES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.gate import BINS, Gate
-from pad_dist.model.pad import EXPERTS, Pad
+from pad_dist.model.pad import EXPERTS, Pad, log_mixture_users
 
 CONFIG = ModelConfig(dim=8, max_length=4)
 BACKBONES = pytest.mark.parametrize("backbone", ["sasrec", "ligr", "gru4rec", "caser"])
@@ -77,6 +79,34 @@ def test_a_gate_weighs_several_experts() -> None:
     assert make(*EXPERTS).gate is not None
     gate = make("aligned", "text", config=CONFIG.model_copy(update={"gate_init": "ramps"})).gate
     assert gate is not None and gate.logits[[0, 10]].tolist() == [[-4, 0], [-5, 1]]
+
+
+@torch.no_grad()
+def test_a_mixture_of_log_probabilities_takes_each_expert_s_partition_away() -> None:
+    torch.manual_seed(0)
+    pad = Pad(EXPERTS, CONFIG, TEXT_DIM, log_mix=True).double().eval()
+    assert pad.gate is not None and pad.gate.log_scale is not None
+    pad.gate.log_scale.fill_(0.3)
+    torch.nn.init.normal_(pad.gate.logits)
+    output = pad(batch(), rows())
+    partitions = torch.randn(5, 3, dtype=torch.float64)
+    users, items = output.mixture(partitions)
+    assert output.gate is not None
+    torch.testing.assert_close(output.gate.sum(1), torch.full((ITEMS,), 0.3, dtype=torch.float64).exp())
+    logits = [output.users[n] @ output.items[n].T - partitions[:, m : m + 1] for m, n in enumerate(EXPERTS)]
+    torch.testing.assert_close(users @ items.T, sum(output.gate[:, m] * scores for m, scores in enumerate(logits)))
+    torch.testing.assert_close(pad.catalogue(rows()), items)
+    encoded = pad.encode(batch().inputs, batch().lengths, rows())
+    torch.testing.assert_close(log_mixture_users(encoded, partitions[[1, 4]]), users[[1, 4]])
+
+
+@torch.no_grad()
+def test_only_scored_positions_give_user_vectors() -> None:
+    pad = make(*EXPERTS)
+    every = pad(batch(), rows()).users
+    some = pad(replace(batch(), scored=torch.tensor([1, 4])), rows()).users
+    for name in EXPERTS:
+        torch.testing.assert_close(some[name], every[name][[1, 4]])
 
 
 @pytest.mark.parametrize("names", [("aligned", "text"), EXPERTS])

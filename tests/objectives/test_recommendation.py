@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pad_dist.data.batches import Batch
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
+from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, log_partition, softmax_sum
 
 SHARED = [partial(gbce_sum, beta=0.5), softmax_sum]
 SHAPES = pytest.mark.parametrize(("seed", "positions", "catalogue"), [(0, 1, 2), (1, 7, 5), (2, 30, 64)])
@@ -124,6 +124,24 @@ def test_log_q_corrected_sampled_softmax_tends_to_the_full_one(in_batch: int) ->
     # The logarithm's bias is half the variance of the estimated sum, relative to it; five standard errors beside.
     assert abs(error) < 5 * found.std() / 10 + found.var() * positions
     assert abs(error) < 0.01 < 1 < torch.stack(plain).mean() - full
+
+
+@SHAPES
+def test_log_partition_of_the_whole_catalogue_is_exact(seed: int, positions: int, catalogue: int) -> None:
+    users, items, batch = problem(seed, positions, catalogue)
+    batch = shared_batch(batch.targets, torch.arange(1, catalogue + 1))
+    expected = torch.ones(catalogue + 1, dtype=torch.float64)
+    torch.testing.assert_close(log_partition(users, items, batch, expected), (users @ items[1:].T).logsumexp(1))
+
+
+def test_log_partition_is_estimated_from_a_sample() -> None:
+    users, items, batch = problem(3, 6, 4000)
+    users = users / 3  # sums of few large terms need more draws
+    exact = (users @ items[1:].T).logsumexp(1)
+    some = torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:2000] + 1
+    half = torch.full((4001,), 0.5, dtype=torch.float64)
+    found = log_partition(users, items, shared_batch(batch.targets, some), half)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
 
 
 @SHAPES

@@ -25,6 +25,7 @@ OTHERS = [
     "2 fp32 align.alignment=infonce align.anchor=false disentangle.experts=[aligned,text] disentangle.gate=none",
 ]
 """Each loss and each backbone once, and other parts."""
+ALL_FROZEN = "disentangle.trained_text=true disentangle.freeze=[id,aligned,text]"
 METHODS = [
     "0 fp32 method=id",
     "0 fp32 method=text training.loss.kind=gbce",
@@ -34,7 +35,9 @@ METHODS = [
     "0 fp32 method=ctrl",
     "1 fp32 method=rlmrec_con training.loss.kind=softmax",
     "3 fp32 method=rlmrec_gen model.backbone=ligr",
-    "1 fp32 disentangle.trained_text=true disentangle.freeze=[id,aligned,text] model.backbone=caser",
+    f"1 fp32 {ALL_FROZEN} model.backbone=caser",
+    f"0 fp32 {ALL_FROZEN} disentangle.mix=log_probabilities disentangle.targets=valid text.transform=whiten",
+    "0 fp32 disentangle.mix=log_probabilities disentangle.gate=none training.loss.kind=softmax",
 ]
 
 
