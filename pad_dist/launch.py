@@ -12,6 +12,7 @@ from pad_dist.devices import local_ranks, this_device
 from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import evaluate_stage, validate
+from pad_dist.evaluation.rank_file import RankFile
 from pad_dist.evaluation.report import console, metrics_table
 from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, other_settings, stage_dir
 from pad_dist.stages.train import train_stage
@@ -41,10 +42,13 @@ def evaluate_main() -> None:
             if not trained:
                 raise _nothing_trained(config, path)
             for stage in trained:
-                results = evaluate_stage(config, stage, ranks)
+                results, every_user = evaluate_stage(config, stage, ranks)
                 if ranks.is_first:
-                    target = f"{stage_dir(config, stage)}/evaluation.json"
-                    storage.write_json(target, {"mark": evaluation_mark(config, stage), "scores": results})
+                    target, mark = stage_dir(config, stage), evaluation_mark(config, stage)
+                    content = Dataset.open(config.dataset).content_hash
+                    # First: who finds evaluation.json finds the ranks of the same mark.
+                    RankFile(every_user, mark, content).write(f"{target}/ranks.safetensors")
+                    storage.write_json(f"{target}/evaluation.json", {"mark": mark, "scores": results})
                     console().print(metrics_table(f"{config.name}: {stage}", results))
 
 

@@ -228,9 +228,9 @@ def _result(config: Config, stage: StageName) -> dict[str, Any]:
 
 
 def _evaluation(config: Config, stage: StageName) -> dict[str, Any] | None:
-    """What the evaluation of a stage left, None if it left nothing."""
-    url = f"{stage_dir(config, stage)}/evaluation.json"
-    return dict(storage.read_json(url)) if storage.exists(url) else None
+    """What the evaluation of a stage left, None if it left nothing or, before there was one, no file of ranks."""
+    url, whole = f"{stage_dir(config, stage)}/evaluation.json", f"{stage_dir(config, stage)}/ranks.safetensors"
+    return dict(storage.read_json(url)) if storage.exists(url) and storage.exists(whole) else None
 
 
 def _digest(*parts: Any) -> str:
