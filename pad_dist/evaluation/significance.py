@@ -1,4 +1,7 @@
-"""Paired bootstrap over users: whether one method is better than another on the same users (Efron, Tibshirani, 1993)."""
+"""Paired bootstrap over users: whether one method is better than another on the same users.
+
+Source: Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16.
+"""
 
 from __future__ import annotations
 
