@@ -11,9 +11,10 @@ from pad_dist.data.dataset import Dataset
 from pad_dist.devices import local_ranks, this_device
 from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
-from pad_dist.evaluation.evaluate import evaluate_stage, validate
+from pad_dist.evaluation.evaluate import Metrics, evaluate_stage, validate
+from pad_dist.evaluation.forgetting import measure_forgetting
 from pad_dist.evaluation.rank_file import RankFile
-from pad_dist.evaluation.report import console, metrics_table
+from pad_dist.evaluation.report import SPLITS, console, metrics_table, print_table
 from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, other_settings, stage_dir
 from pad_dist.stages.train import train_stage
 from pad_dist.stages.trained_on import other_version
@@ -33,7 +34,7 @@ def train_main(stage: StageName) -> None:
 
 
 def evaluate_main() -> None:
-    """Rank the catalogue with every trained stage; leaves `evaluation.json` in each stage's directory."""
+    """Rank the catalogue with every trained stage; leaves `evaluation.json` and its like in each stage's directory."""
     with user_errors():
         config, path = config_from_arguments("rank the full catalogue with every trained stage")
         with launched(config.training) as ranks:
@@ -41,15 +42,43 @@ def evaluate_main() -> None:
             trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
             if not trained:
                 raise _nothing_trained(config, path)
+            before: dict[str, Metrics] | None = None
             for stage in trained:
-                results, every_user = evaluate_stage(config, stage, ranks)
-                if ranks.is_first:
-                    target, mark = stage_dir(config, stage), evaluation_mark(config, stage)
-                    content = Dataset.open(config.dataset).content_hash
-                    # First: who finds evaluation.json finds the ranks of the same mark.
-                    RankFile(every_user, mark, content).write(f"{target}/ranks.safetensors")
-                    storage.write_json(f"{target}/evaluation.json", {"mark": mark, "scores": results})
-                    console().print(metrics_table(f"{config.name}: {stage}", results))
+                results = _evaluate(config, stage, ranks, before)
+                before = results.get("id") if stage == "pretrain" else before
+
+
+def _evaluate(
+    config: Config, stage: StageName, ranks: Ranks, before: dict[str, Metrics] | None
+) -> dict[str, dict[str, Metrics]]:
+    """Evaluate one stage and write what is found; `before`: what the pretrain stage's ID expert had. Collective."""
+    results, every_user = evaluate_stage(config, stage, ranks)
+    lost = None
+    if stage == "align" and "aligned" in results and before is not None:
+        lost = measure_forgetting(config, before, ranks)
+    if ranks.is_first:
+        target, mark = stage_dir(config, stage), evaluation_mark(config, stage)
+        # First: who finds evaluation.json finds what is beside it, of the same mark.
+        RankFile(every_user, mark, Dataset.open(config.dataset).content_hash).write(f"{target}/ranks.safetensors")
+        if lost is not None:
+            storage.write_json(f"{target}/forgetting.json", {"mark": mark, **lost})
+        storage.write_json(f"{target}/evaluation.json", {"mark": mark, "scores": results})
+        console().print(metrics_table(f"{config.name}: {stage}", results))
+        if lost is not None:
+            rows = {
+                name.replace("_", " "): {split: lost[split][name] for split in SPLITS}
+                for name in ("before", "frozen_original", "aligned_table")
+            }
+            console().print(metrics_table(f"{config.name}: the ID part alone, before and after alignment", rows))
+            print_table(
+                "Kendall's tau of item distances before and after alignment, by frequency bin",
+                ("bin", "tau", "items"),
+                [
+                    (e["bin"], "-" if e["tau"] is None else f"{e['tau']:.3f}", e["items"])
+                    for e in lost["kendall_tau"]["by_bin"]
+                ],
+            )
+    return results
 
 
 def _pinned(config: Config, ranks: Ranks) -> Config:

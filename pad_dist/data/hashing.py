@@ -26,7 +26,8 @@ _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
     DROPOUT,
     IN_BATCH_NEGATIVE,
     ID_VECTOR,
-) = range(1, 9)
+    DISTANCE_SAMPLE,
+) = range(1, 10)
 
 
 def hash_ids(*parts: ArrayLike) -> NDArray[np.uint64]:
