@@ -14,7 +14,7 @@ from pad_dist.errors import UserError
 from pad_dist.evaluation.evaluate import Metrics, evaluate_stage, validate
 from pad_dist.evaluation.forgetting import measure_forgetting
 from pad_dist.evaluation.rank_file import RankFile
-from pad_dist.evaluation.report import SPLITS, console, metrics_table, print_table
+from pad_dist.evaluation.report import console, metrics_table, print_forgetting
 from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, other_settings, stage_dir
 from pad_dist.stages.train import train_stage
 from pad_dist.stages.trained_on import other_version
@@ -65,19 +65,7 @@ def _evaluate(
         storage.write_json(f"{target}/evaluation.json", {"mark": mark, "scores": results})
         console().print(metrics_table(f"{config.name}: {stage}", results))
         if lost is not None:
-            rows = {
-                name.replace("_", " "): {split: lost[split][name] for split in SPLITS}
-                for name in ("before", "frozen_original", "aligned_table")
-            }
-            console().print(metrics_table(f"{config.name}: the ID part alone, before and after alignment", rows))
-            print_table(
-                "Kendall's tau of item distances before and after alignment, by frequency bin",
-                ("bin", "tau", "items"),
-                [
-                    (e["bin"], "-" if e["tau"] is None else f"{e['tau']:.3f}", e["items"])
-                    for e in lost["kendall_tau"]["by_bin"]
-                ],
-            )
+            print_forgetting(config.name, lost)
     return results
 
 

@@ -67,7 +67,7 @@ def measure_forgetting(config: Config, before: dict[str, Metrics], ranks: Ranks)
     original.pad.eval()
     alone = TableAlone(aligned).eval()
     textless = replace(aligned, text=None)  # the table alone is looked up
-    scores = {
+    scores: dict[str, Any] = {
         split: {
             "before": before[split],
             "frozen_original": evaluate(original, original.pad, split, ["id"])["id"],
