@@ -18,6 +18,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pret
 app.add_typer(data_cli.app, name="data")
 app.add_typer(checkpoint_cli.app, name="checkpoint")
 app.command()(compare_cli.compare)
+app.command()(compare_cli.tune)
 DEVICES = "cpu (this machine), h100, h200, a100-40, a100-80, l4, v100-16, v100-32, or GiB of a GPU"
 ConfigPath = Annotated[str, typer.Option("--config", help="run YAML, such as configs/demo.yaml")]
 Out = Annotated[str | None, typer.Option("--out", help="directory of the run; default: the config's")]

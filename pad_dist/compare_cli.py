@@ -27,3 +27,29 @@ def compare(
         print_error(f"{job.name} failed, see {job.log}")
     if failed:
         sys.exit(1)
+
+
+def tune(
+    config: Annotated[str, typer.Option("--config", help="run YAML")],
+    space: Annotated[str, typer.Option("--space", help="YAML: config key -> {low, high, log, int} or {choices}")],
+    trials: Annotated[int, typer.Option(min=1, help="how many in all, those of earlier calls included")],
+    out: Annotated[str, typer.Option("--out", help="directory of the study and its trials")],
+    stage: Annotated[str, typer.Option(help="whose validation hr@10 is to grow; default: the last")] = "",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
+) -> None:
+    """Search config values on validation alone; writes the best as overrides."""
+    from pad_dist import tune as module
+
+    with user_errors():
+        best = module.tune(
+            config,
+            space,
+            trials=trials,
+            stage=stage,
+            out=out,
+            overrides=overrides or [],
+            say=lambda text: print(text, flush=True),
+        )
+    print(f"best of {best['trials']} trials: {best['stage']} validation hr@10 {best['valid hr@10']:.4f}")
+    print(" ".join(best["overrides"]))
+    print(f"best: {out}/best.yaml")

@@ -129,7 +129,8 @@ def _nearest(name: str, location: list[str], kind: type[BaseModel]) -> str:
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
-    for name, field in section.model_fields.items():
+    for attribute, field in section.model_fields.items():
+        name = field.alias or attribute
         keys.append(prefix + name)
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -26,7 +26,7 @@ INTRODUCTION = """\
 Written by the command below from the files of the runs; a run that is not finished is shown as {missing}. Every target
 is ranked among the whole catalogue, leave-one-out or by the data set's own split, earlier items of the user masked,
 ties counted against the target. Checkpoints are selected on validation hr@10. Cells are the mean ± standard deviation
-over seeds. Cold: the target was seen at most {cold} times in training; popular: more often.
+over the seeds {seeds}. Cold: the target was seen at most {cold} times in training; popular: more often.
 
 ```bash
 pad-dist compare --config {config}
@@ -36,7 +36,7 @@ GAINS = """\
 ### {ours} against the others
 
 Best baseline by validation hr@10: {valid}; on test hr@10 it is {test}. Paired bootstrap over the {users} test users,
-seeds averaged per user first, {resamples:,} resamples, two-sided p.
+{cold} of them with a cold target, seeds averaged per user first, {resamples:,} resamples, two-sided p.
 """
 FORGETTING = """\
 ### Forgetting
@@ -48,21 +48,32 @@ the distances of items before and after, by frequency bin of the item.
 SECONDS = """\
 ### Seconds
 
-Data: {data}. By stage, mean over seeds; a stage that methods share was trained once, and its time stands at each of
-them.
+Data: {data}.
+
+By stage, mean over seeds; a stage that methods share was trained once, and its time stands at each of them.
 """
 
 
 def write_document(comparison: Comparison, config_path: str, results: Sequence[DatasetResult]) -> str:
     """The whole document."""
+    seeds = ", ".join(map(str, comparison.seeds))
     cold = " or ".join(dict.fromkeys(str(result.cold) for result in results))
-    lines = [INTRODUCTION.format(missing=MISSING, cold=cold, config=config_path)]
+    lines = [INTRODUCTION.format(missing=MISSING, cold=cold, seeds=seeds, config=config_path)]
     if comparison.readings:
         lines.append(Path(comparison.readings).read_text())
+    lines += _methods(comparison)
     for result in results:
         lines += _dataset(comparison, result)
     lines += _environment(results)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _methods(comparison: Comparison) -> list[str]:
+    rows = []
+    for name, method in comparison.methods.items():
+        changes = " ".join(f"`{text}`" for text in method.overrides) or "-"
+        rows.append([name, method.role, changes.replace("|", "\\|")])
+    return ["## Methods\n", *table(["method", "role", "changes in the data set's config"], rows)]
 
 
 def _dataset(comparison: Comparison, result: DatasetResult) -> list[str]:
@@ -96,8 +107,10 @@ def _gains(result: DatasetResult, some: RunResult | None) -> list[str]:
     valid, test = result.best_baseline("valid"), result.best_baseline("test")
     if some is None or valid is None or test is None or not result.our_method.runs:
         return [f"### {result.ours} against the others\n\n{MISSING.capitalize()}: no finished runs to compare.\n"]
-    users = f"{len(some.ranks.splits['test'].bins):,}"
-    head = GAINS.format(ours=result.ours, valid=valid.name, test=test.name, users=users, resamples=RESAMPLES)
+    targets = some.ranks.splits["test"].frequency
+    users, cold = f"{len(targets):,}", f"{int((targets <= result.cold).sum()):,}"
+    names = {"ours": result.ours, "valid": valid.name, "test": test.name}
+    head = GAINS.format(**names, users=users, cold=cold, resamples=RESAMPLES)
     first: dict[str, MethodResult] = {method.name: method for method in (valid, test)}
     rest = [method for method in result.methods if method.name not in (result.ours, *first)]
     return [head, *gains_table(result, [*first.values(), *rest])]

@@ -79,9 +79,9 @@ class Job:
         """The fingerprint of each stage, in the order they are trained; the dataset must be there."""
         return {step.name: step.mark() for step in self.steps() if is_stage(step.name)}
 
-    def last_stage(self) -> str:
-        """The stage that the run is for."""
-        return [step.name for step in model_steps(Run(self.config, ()), print) if is_stage(step.name)][-1]
+    def stage_names(self) -> list[str]:
+        """The same names, whether the dataset is there or not."""
+        return [step.name for step in model_steps(Run(self.config, ()), print) if is_stage(step.name)]
 
 
 def data_jobs(comparison: Comparison) -> list[Job]:
@@ -111,14 +111,20 @@ def run_jobs(comparison: Comparison, datasets: list[Job]) -> list[Job]:
     jobs = []
     for dataset, section in comparison.datasets.items():
         data = next(job.config for job in datasets if job.dataset == dataset)
-        place = [f"dataset={json.dumps(versions.resolve(data.dataset))}"]
-        if data.data.synthetic is not None:
-            place += [f"data.{name}={json.dumps(getattr(data.data, name))}" for name in ("interactions", "items")]
         for seed in comparison.seeds:
             for method, settings in comparison.methods.items():
-                own = (*section.overrides, *settings.overrides, *place, f"seed={seed}")
+                own = (*section.overrides, *settings.overrides, *shared_data(data), f"seed={seed}")
                 jobs.append(_job(comparison, dataset, method, seed, own))
     return jobs
+
+
+def shared_data(data: Config) -> tuple[str, ...]:
+    """Overrides that put a run on another config's dataset: its current version, or its root where none is built."""
+    dataset = (f"dataset={json.dumps(versions.resolve(data.dataset))}",)
+    if data.data.synthetic is None:
+        return dataset
+    # Generated inputs lie in the directory of the run that made them.
+    return (*dataset, *(f"data.{name}={json.dumps(getattr(data.data, name))}" for name in ("interactions", "items")))
 
 
 def _job(comparison: Comparison, dataset: str, method: str, seed: int, overrides: tuple[str, ...]) -> Job:
