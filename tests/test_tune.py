@@ -148,6 +148,13 @@ def test_a_mistake_in_the_space_is_one_line_before_any_work(
     assert not Path("found").exists()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("space_*.yaml")), ids=lambda path: path.stem)
+def test_the_spaces_of_the_repository_are_of_config_keys(path: Path) -> None:
+    for key, section in module.load_space(str(path)).items():
+        for value in section.ends():
+            load_config(str(ROOT / "configs/prime_pantry.yaml"), [f"{key}={value}"])
+
+
 def test_real_trials_share_what_they_can_and_never_rank_the_test_targets(folder: Path) -> None:
     version = publish_tiny(f"{folder}/dataset", random_sequences(60, 40, 1), [[40, "a"]])
     dataset = f"{folder}/dataset/versions/{version}"

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from pad_dist.compare.config import load_comparison
+from pad_dist.compare.jobs import data_jobs, run_jobs
 from pad_dist.evaluation.rank_file import RankFile
 from tests.support.tiny_run import ROOT, RUN
 
@@ -154,6 +156,16 @@ def test_commands_are_printed_in_order_and_nothing_is_run(tmp_path: Path) -> Non
     assert lines[0].startswith("pad-dist run --config tiny.yaml --out out/tiny/data --until data evaluation.batch_size")
     assert [line.split()[5] for line in lines[1:]] == [f"out/tiny/{method}/seed-7" for method in METHODS]
     assert all("--reuse out/tiny " in line and "seed=7" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("compare_*.yaml")), ids=lambda path: path.stem)
+def test_the_comparisons_of_the_repository_make_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison = load_comparison(str(path))
+    data = data_jobs(comparison)
+    jobs = run_jobs(comparison, data)
+    assert len({job.config.out for job in jobs}) == len(jobs)
+    assert len(jobs) == len(comparison.datasets) * len(comparison.methods) * len(comparison.seeds)
 
 
 @pytest.mark.parametrize(
