@@ -78,7 +78,7 @@ def run(
     """Do what is not yet done and return the report, also left at `<out>/report.json`.
 
     Args:
-        until: the last step to take, or "data", all before the first stage; then there is no report.
+        until: the last step to take: "data", all before the first stage, a stage or "evaluate"; then no report is made.
         reuse: see `Run`.
 
     Raises:
@@ -95,7 +95,7 @@ def run(
         raise UserError(f"cannot write to {config.out}, {there} is no directory or read-only: choose another --out")
     # JSON is YAML too, and keeps a name such as 2024 a string.
     this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"), reuse)
-    last_steps(model_steps(this, say), until)
+    _check_until(config, until)
     if config.continue_from:
         for stage in STAGES:
             earlier(config, stage)  # told before hours of ETL
@@ -126,18 +126,17 @@ def run(
     return report
 
 
-def last_steps(steps: list[Step], until: str) -> list[Step]:
-    """The steps up to `until`, see `run`; all of them for "".
+def _check_until(config: Config, until: str) -> None:
+    known = ("data", *STAGES, "evaluate")
+    if until and until not in known:
+        raise UserError(f"the run has no step {until}: give --until one of {', '.join(known)}")
 
-    Raises:
-        UserError: there is no such step.
-    """
-    names = [step.name for step in steps]
+
+def last_steps(steps: list[Step], until: str) -> list[Step]:
+    """The steps up to `until`, see `run`; all of them for ""."""
     if until == "data":
         return list(takewhile(lambda step: not is_stage(step.name), steps))
-    if until and until not in names:
-        raise UserError(f"the run has no step {until}: give --until data or one of {', '.join(names)}")
-    return steps[: names.index(until) + 1] if until else steps
+    return steps[: [step.name for step in steps].index(until) + 1] if until else steps
 
 
 def is_stage(name: str) -> bool:

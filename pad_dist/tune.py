@@ -22,6 +22,7 @@ from pad_dist import storage
 from pad_dist.compare.config import DATA
 from pad_dist.compare.jobs import Job, shared_data
 from pad_dist.compare.schedule import run_all
+from pad_dist.config import STAGES
 from pad_dist.config_data import Section
 from pad_dist.config_file import load_config, parse_section, read_yaml
 from pad_dist.errors import UserError
@@ -126,10 +127,9 @@ def tune(
         for value in section.ends():
             load_config(config_path, [*overrides, _override(key, value)])
     data = Job(out, DATA, 0, config_path, tuple(overrides), ("--until", DATA), base)
-    stages = data.stage_names()
-    stage = stage or stages[-1]
-    if stage not in stages:
-        raise UserError(f"the run has no stage {stage}: give --stage one of {', '.join(stages)}")
+    stage = stage or STAGES[-1]
+    if stage not in STAGES:
+        raise UserError(f"the run has no stage {stage}: give --stage one of {', '.join(STAGES)}")
     search = {
         "config": base.model_dump(mode="json", exclude={"out": True, "dataset": True, "training": {"world_size"}}),
         "space": {key: section.model_dump(mode="json") for key, section in sorted(space.items())},

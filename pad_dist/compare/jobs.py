@@ -79,10 +79,6 @@ class Job:
         """The fingerprint of each stage, in the order they are trained; the dataset must be there."""
         return {step.name: step.mark() for step in self.steps() if is_stage(step.name)}
 
-    def stage_names(self) -> list[str]:
-        """The same names, whether the dataset is there or not."""
-        return [step.name for step in model_steps(Run(self.config, ()), print) if is_stage(step.name)]
-
 
 def data_jobs(comparison: Comparison) -> list[Job]:
     """What builds the datasets: first each data set's own, then whatever else a method's texts need."""
