@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.support.id_stream import BATCH, DIM, ROWS, Found, expected, follow, loaded, saved, settings_of
-from pad_dist.config import STAGES
 from pad_dist.data import versions
 from pad_dist.sparse.id_map import map_bytes
 from tests.support.ranks import run_ranks
@@ -104,7 +103,7 @@ def demo(folder: Path, overrides: list[str]) -> list[str]:
     hashed = run(folder / "hashed", [*overrides, *HASHED, f"dataset={version}"])
     print("| stage | hr@10, a row per item | hr@10, hashed | difference | evicted |\n|---|---|---|---|---|")
     wrong = []
-    for stage in STAGES:
+    for stage in dense["stages"]:
         one, other = (report["stages"][stage]["test"]["hr@10"] for report in (dense, hashed))
         lines = (folder / "hashed" / stage / "metrics.jsonl").read_text().splitlines()
         last = [json.loads(line) for line in lines if '"train"' in line][-1]

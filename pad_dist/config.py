@@ -2,7 +2,8 @@
 
 Unknown keys are refused, so that a misspelt setting never trains the wrong model
 (`pad_dist.config_file` reads YAML and names the nearest valid key). The sections
-`data` and `text` are in `pad_dist.config_data`, `model` and `sparse` in `pad_dist.config_model`.
+`data` and `text` are in `pad_dist.config_data`, `model` and `sparse` in `pad_dist.config_model`,
+those of stages and methods in `pad_dist.config_stages`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,25 @@ from pydantic import Field, field_validator, model_validator
 
 from pad_dist.config_data import DataConfig, InputFormat, ReduceConfig, Section, SplitConfig, TextConfig
 from pad_dist.config_model import CaserConfig, HashedConfig, ModelConfig, SparseConfig
+from pad_dist.config_stages import (
+    AlignConfig,
+    CtrlConfig,
+    DisentangleConfig,
+    ExpertName,
+    KernelName,
+    MethodName,
+    RlmrecConConfig,
+    RlmrecGenConfig,
+    StageConfig,
+    StageName,
+)
 
 __all__ = [
-    "STAGES",
     "AlignConfig",
     "CaserConfig",
     "CheckpointConfig",
     "Config",
+    "CtrlConfig",
     "DataConfig",
     "DisentangleConfig",
     "EvaluationConfig",
@@ -29,8 +42,11 @@ __all__ = [
     "InputFormat",
     "KernelName",
     "LossConfig",
+    "MethodName",
     "ModelConfig",
     "ReduceConfig",
+    "RlmrecConConfig",
+    "RlmrecGenConfig",
     "SparseConfig",
     "SplitConfig",
     "StageConfig",
@@ -38,11 +54,6 @@ __all__ = [
     "TextConfig",
     "TrainingConfig",
 ]
-
-ExpertName = Literal["id", "aligned", "text"]
-StageName = Literal["pretrain", "align", "disentangle"]
-KernelName = Literal["gaussian_mixture", "gaussian", "laplace", "linear", "cosine"]
-STAGES: tuple[StageName, ...] = ("pretrain", "align", "disentangle")
 
 
 class LossConfig(Section):
@@ -71,73 +82,8 @@ class LossConfig(Section):
         return self
 
 
-class StageConfig(Section):
-    """One training stage."""
-
-    epochs: int = Field(100, ge=0)
-    patience: int = Field(20, ge=1)
-    """Stop after this many epochs without a better validation hr@10."""
-    lr: float = Field(1e-3, gt=0)
-    sparse_lr: float = Field(0.1, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    warmup_steps: int = Field(0, ge=0)
-
-
-class AlignConfig(StageConfig):
-    """Stage 2: recommendation-anchored alignment."""
-
-    anchor: bool = True
-    """Learn from the recommendation loss too; false: from the alignment alone, encoder and fusion stay as they are."""
-    alignment: Literal["mk_mmd", "infonce"] = "mk_mmd"
-    """What draws texts t and rows e of the aligned table together. `mk_mmd`: their distributions (the paper's);
-    `infonce`: the two of one item, apart from those of all others in the batch, as in CLIP."""
-    gamma: float = Field(0.2, ge=0)
-    """Weight of the alignment; 0 leaves it out."""
-    mmd_item_share: float = Field(1.0, gt=0, le=1)
-    """Share of items, redrawn per step by hash, that enter the alignment; 1 is the paper's."""
-    kernel: KernelName = "gaussian_mixture"
-    """Of MK-MMD, m being the mean squared distance of all pairs. `gaussian_mixture`: exp(-|x - y|^2 / (2 a m)) summed
-    over a = 1/8, 1/4, ..., 2 (the paper's); `gaussian`: a = 1; `laplace`: exp(-|x - y| / sqrt(m)), Euclidean;
-    `linear`: <x, y>, which compares means alone; `cosine`: that of L2-normalised vectors."""
-    samples: Literal["occurrences", "unique"] = "occurrences"
-    """Of MK-MMD: every occurrence in the batch, padding too (the paper's), or each item once, as in InfoNCE."""
-    temperature: float = Field(0.07, gt=0)
-    """Divides the cosines (infonce)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not (self.anchor or self.gamma):
-            raise ValueError("anchor=false and gamma=0 leave nothing to learn from: set one of them")
-        if self.alignment == "infonce" and (self.kernel != "gaussian_mixture" or self.samples != "occurrences"):
-            raise ValueError("kernel and samples belong to alignment=mk_mmd: with infonce leave them out")
-        return self
-
-
-class DisentangleConfig(StageConfig):
-    """Stage 3: frequency-gated mixture of experts."""
-
-    experts: tuple[ExpertName, ...] = Field(("id", "aligned", "text"), min_length=2)
-    """Which are mixed: two, or the paper's three."""
-    gate: Literal["frequency", "none"] = "frequency"
-    """What weighs the experts: the item's frequency bin, with weights that are learned, or nothing: all count alike."""
-    freeze: tuple[ExpertName, ...] = ()
-    """Experts kept as they come, not all of them; the paper freezes none."""
-    expert_loss: float = Field(0.0, ge=0)
-    """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
-    gate_lr: float = Field(1e-2, gt=0)
-    gate_weight_decay: float = Field(0.01, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(set(self.experts)) < len(self.experts):
-            raise ValueError(f"experts={list(self.experts)} names one twice")
-        if not set(self.freeze) < set(self.experts):
-            raise ValueError(f"freeze={list(self.freeze)} must be some of experts={list(self.experts)}, not all")
-        return self
-
-
 class TrainingConfig(Section):
-    """Settings shared by the three stages."""
+    """Settings shared by all stages."""
 
     world_size: int = Field(2, ge=1)
     """Local ranks that `pad-dist run` starts; the deepspeed and torchrun launchers set their own."""
@@ -188,10 +134,28 @@ class EvaluationConfig(Section):
     """Validate every this many epochs."""
 
 
+_SET_BY_METHOD: dict[str, dict[str, dict[str, Any]]] = {
+    "whitenrec": {"text": {"transform": "whiten"}},
+    "clip": {
+        "align": {
+            "alignment": "infonce",
+            "mmd_item_share": 1.0,
+            "kernel": "gaussian_mixture",
+            "samples": "occurrences",
+        }
+    },
+}
+
+
 class Config(Section):
     """Everything a run needs."""
 
     name: str = Field(min_length=1)
+    method: MethodName = "pad"
+    """What is trained, in which stages. `pad`: the paper's. `id`, `text`: one expert alone. `whitenrec`: text alone,
+    with text.transform=whiten. `llm_init`: id, the table started from the texts. `clip`: pretrain and align, with
+    align.alignment=infonce over all items. `ctrl`, `rlmrec_con`, `rlmrec_gen`: see their sections. What a method
+    sets holds whatever the section says."""
     seed: int = Field(7, ge=0, lt=2**31)
     out: str = ""
     """Where the run writes; defaults to runs/<name>."""
@@ -207,8 +171,12 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     pretrain: StageConfig = StageConfig()
+    pretrain_text: StageConfig = StageConfig()
     align: AlignConfig = AlignConfig()
     disentangle: DisentangleConfig = DisentangleConfig()
+    ctrl: CtrlConfig = CtrlConfig()
+    rlmrec_con: RlmrecConConfig = RlmrecConConfig()
+    rlmrec_gen: RlmrecGenConfig = RlmrecGenConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="before")
@@ -225,8 +193,25 @@ class Config(Section):
                 values["data"] = data | {"interactions": f"{raw}/interactions-*.csv.gz", "items": f"{raw}/items.csv.gz"}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_method(cls, values: Any) -> Any:
+        """The keys that a method sets, whatever the config says of them."""
+        if not isinstance(values, dict):
+            return values
+        for section, keys in _SET_BY_METHOD.get(str(values.get("method")), {}).items():
+            given = values.get(section, {})
+            given = given.model_dump(exclude_unset=True) if isinstance(given, Section) else given
+            if isinstance(given, dict):
+                values = values | {section: given | keys}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.method == "ctrl" and self.model.dim % self.ctrl.sub_vectors:
+            raise ValueError(f"ctrl.sub_vectors={self.ctrl.sub_vectors} must divide model.dim={self.model.dim}")
+        if self.method == "llm_init" and self.sparse.hashed:
+            raise ValueError("method=llm_init starts a row for every item: leave sparse.hashed out")
         if self.sparse.backend == "torchrec":
             parts = self.sparse.grid_columns if self.sparse.sharding == "grid" else 1
             if self.model.dim % (4 * parts):
@@ -247,4 +232,5 @@ class Config(Section):
 
     def stage(self, name: StageName) -> StageConfig:
         """The section of one stage."""
-        return {"pretrain": self.pretrain, "align": self.align, "disentangle": self.disentangle}[name]
+        section: StageConfig = getattr(self, name)
+        return section

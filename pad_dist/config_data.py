@@ -215,5 +215,6 @@ class TextConfig(Section):
     """Fewer dimensions than the model's."""
     dtype: Literal["float16", "int8"] = "float16"
     """How rows are kept; int8 with one scale per row."""
-    center: bool = True
-    """Subtract the catalogue mean and scale to unit root-mean-square when training reads the table."""
+    transform: Literal["none", "center", "whiten"] = "center"
+    """What training makes of the vectors that it reads: `center` subtracts the catalogue mean and scales to unit
+    root-mean-square, `whiten` makes the catalogue's covariance the identity (ZCA, as in WhitenRec)."""

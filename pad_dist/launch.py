@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pad_dist import storage
 from pad_dist.capacity.plan import check_capacity
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import config_from_arguments
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
@@ -15,7 +15,16 @@ from pad_dist.evaluation.evaluate import Metrics, evaluate_stage, validate
 from pad_dist.evaluation.forgetting import measure_forgetting
 from pad_dist.evaluation.rank_file import RankFile
 from pad_dist.evaluation.report import console, metrics_table, print_forgetting
-from pad_dist.stages.parts import check_ready, command, evaluation_mark, is_trained, other_settings, stage_dir
+from pad_dist.stages.parts import (
+    check_ready,
+    command,
+    evaluation_mark,
+    is_trained,
+    other_settings,
+    ranked_stages,
+    stage_dir,
+    stages,
+)
 from pad_dist.stages.train import train_stage
 from pad_dist.stages.trained_on import other_version
 from pad_dist.training.ranks import Ranks, launched
@@ -39,7 +48,7 @@ def evaluate_main() -> None:
         config, path = config_from_arguments("rank the full catalogue with every trained stage")
         with launched(config.training) as ranks:
             config = _pinned(config, ranks)
-            trained: list[StageName] = [stage for stage in STAGES if is_trained(config, stage)]
+            trained = [stage for stage in ranked_stages(config) if is_trained(config, stage)]
             if not trained:
                 raise _nothing_trained(config, path)
             before: dict[str, Metrics] | None = None
@@ -75,9 +84,10 @@ def _pinned(config: Config, ranks: Ranks) -> Config:
 
 
 def _nothing_trained(config: Config, config_path: str) -> UserError:
-    again, dataset = command(config_path, STAGES[0]), Dataset.open(config.dataset)
+    first = next(stage for stage in stages(config) if not is_trained(config, stage))
+    again, dataset = command(config_path, first), Dataset.open(config.dataset)
     return UserError(
-        other_version(f"{stage_dir(config, STAGES[0])}/result.json", dataset, again)
-        or f"no stage in {config.out} is trained with these settings and data{other_settings(config, STAGES[0])}: run "
+        other_version(f"{stage_dir(config, first)}/result.json", dataset, again)
+        or f"no stage in {config.out} is trained with these settings and data{other_settings(config, first)}: run "
         f"`{again}` first"
     )

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from pad_dist import storage
 from pad_dist.children import run_children
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.data import versions
 from pad_dist.data.dataset import MADE_BY, Dataset
 from pad_dist.data.lineage import lineage_of
@@ -35,7 +35,17 @@ from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.local_ranks import run_ranks
 from pad_dist.stages.earlier import earlier
-from pad_dist.stages.parts import MAIN_SCORER, evaluation_mark, fingerprint, is_trained, parts, stage_dir
+from pad_dist.stages.parts import (
+    evaluation_mark,
+    fingerprint,
+    is_trained,
+    main_scorer,
+    parts,
+    ranked_stages,
+    reads_text,
+    stage_dir,
+    stages,
+)
 from pad_dist.stages.reuse import finished_elsewhere, take_over
 from pad_dist.training.ranks import device_kind
 
@@ -97,7 +107,7 @@ def run(
     this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"), reuse)
     _check_until(config, until)
     if config.continue_from:
-        for stage in STAGES:
+        for stage in stages(config):
             earlier(config, stage)  # told before hours of ETL
     timings_url = f"{config.out}/timings.json"
     timings: dict[str, float] = storage.read_json(timings_url) if storage.exists(timings_url) else {}
@@ -127,7 +137,7 @@ def run(
 
 
 def _check_until(config: Config, until: str) -> None:
-    known = ("data", *STAGES, "evaluate")
+    known = ("data", *stages(config), "evaluate")
     if until and until not in known:
         raise UserError(f"the run has no step {until}: give --until one of {', '.join(known)}")
 
@@ -160,14 +170,16 @@ def pinned(this: Run) -> Run:
 
 
 def model_steps(this: Run, say: Callable[[str], None]) -> list[Step]:
-    config = this.config
+    config, dataset = this.config, Dataset.open(this.config.dataset)
+    ranked = ranked_stages(config)
     evaluate = Step(
         "evaluate",
-        lambda: _digest(*(evaluation_mark(config, stage) for stage in STAGES)),
-        lambda: _digest(*((_evaluation(config, stage) or {}).get("mark") for stage in STAGES)),
+        lambda: _digest(*(evaluation_mark(config, stage) for stage in ranked)),
+        lambda: _digest(*((_evaluation(config, stage) or {}).get("mark") for stage in ranked)),
         lambda: _ranks(this, "evaluate", say),
     )
-    return [_embedding(this), *(_train(this, stage, say) for stage in STAGES), evaluate]
+    embedding = [_embedding(this)] if any(reads_text(config, stage, dataset) for stage in stages(config)) else []
+    return [*embedding, *(_train(this, stage, say) for stage in stages(config)), evaluate]
 
 
 def _etl(this: Run) -> Step:
@@ -253,18 +265,23 @@ def _ranks(this: Run, launcher: str, say: Callable[[str], None]) -> None:
 
 
 def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
-    scores = {stage: (_evaluation(config, stage) or {})["scores"] for stage in STAGES}
-    last = scores["disentangle"]
+    scores = {stage: (_evaluation(config, stage) or {})["scores"] for stage in ranked_stages(config)}
+    last = stages(config)[-1]
+    experts = parts(config, last).experts
     manifest = read_manifest(config.dataset, MADE_BY)
     content = {"hash": manifest.content_hash(), "version": Dataset.open(config.dataset).version}
     return build_report(
         dataset={**manifest.counts, "bin_cuts": manifest.parameters["bin_cuts"], **content},
-        stages={stage: scores[stage][MAIN_SCORER[stage]] for stage in STAGES},
-        experts={name: last[name] for name in parts(config, "disentangle").experts},
-        popularity=last["popularity"],
+        method=config.method,
+        stages={stage: found[main_scorer(config, stage)] for stage, found in scores.items()},
+        experts={name: scores[last][name] for name in experts if len(experts) > 1},
+        popularity=scores[last]["popularity"],
         timings_s=timings,
         # A stage may have been trained by an earlier call, elsewhere.
-        environment={**environment(config.training.world_size), "stages": {s: _result(config, s) for s in STAGES}},
+        environment={
+            **environment(config.training.world_size),
+            "stages": {s: _result(config, s) for s in stages(config)},
+        },
     )
 
 

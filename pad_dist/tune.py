@@ -22,10 +22,10 @@ from pad_dist import storage
 from pad_dist.compare.config import DATA
 from pad_dist.compare.jobs import Job, shared_data
 from pad_dist.compare.schedule import run_all
-from pad_dist.config import STAGES
 from pad_dist.config_data import Section
 from pad_dist.config_file import load_config, parse_section, read_yaml
 from pad_dist.errors import UserError
+from pad_dist.stages.parts import ranked_stages
 
 _FIXED = ("data", "dataset", "evaluation", "name", "out", "seed")
 """What trials share: on other data or users their validation could not be compared."""
@@ -127,9 +127,10 @@ def tune(
         for value in section.ends():
             load_config(config_path, [*overrides, _override(key, value)])
     data = Job(out, DATA, 0, config_path, tuple(overrides), ("--until", DATA), base)
-    stage = stage or STAGES[-1]
-    if stage not in STAGES:
-        raise UserError(f"the run has no stage {stage}: give --stage one of {', '.join(STAGES)}")
+    ranked = ranked_stages(base)
+    stage = stage or ranked[-1]
+    if stage not in ranked:
+        raise UserError(f"the run ranks no stage {stage}: give --stage one of {', '.join(ranked)}")
     search = {
         "config": base.model_dump(mode="json", exclude={"out": True, "dataset": True, "training": {"world_size"}}),
         "space": {key: section.model_dump(mode="json") for key, section in sorted(space.items())},

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 
 from pad_dist import config_data
-from pad_dist.config import STAGES, Config
+from pad_dist.config import Config
 from pad_dist.config_file import load_config, parse_config
 from pad_dist.errors import UserError
+from tests.support.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 # Comparisons and spaces are of another kind: tests/compare, tests/test_tune.py.
 CONFIGS = [
     path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith(("compare_", "space_"))
 ]
-SECTIONS = tuple(ROOT / f"pad_dist/{name}.py" for name in ("config", "config_data", "config_model"))
+SECTIONS = tuple(ROOT / f"pad_dist/{name}.py" for name in ("config", "config_data", "config_model", "config_stages"))
 
 
 def classes(file: Path) -> list[ast.ClassDef]:
@@ -191,6 +192,27 @@ def test_a_config_survives_its_own_dump() -> None:
     assert Config.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_a_method_sets_its_keys_whatever_the_section_says() -> None:
+    align = {"gamma": 0.3, "kernel": "linear", "samples": "unique", "mmd_item_share": 0.5}
+    values = {"name": "x", "align": align, "text": {"transform": "none"}}
+    clip = parse_config(values | {"method": "clip"}, "c")
+    assert (clip.align.alignment, clip.align.mmd_item_share, clip.align.gamma) == ("infonce", 1, 0.3)
+    assert clip.text.transform == "none"
+    whitened = parse_config(values | {"method": "whitenrec"}, "c")
+    assert whitened.text.transform == "whiten" and whitened.align == parse_config(values, "c").align
+    for config in (clip, whitened):
+        assert Config.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(UserError, match=r"align\.gama; did you mean align\.gamma"):
+        parse_config({"name": "x", "method": "clip", "align": {"gama": 1}}, "c")
+
+
+def test_the_gate_alone_may_learn() -> None:
+    freeze = {"freeze": ["id", "aligned", "text"], "trained_text": True}
+    assert parse_config({"name": "x", "disentangle": freeze}, "c").disentangle.freeze == ("id", "aligned", "text")
+    two = {"experts": ["id", "aligned"], "freeze": ["id", "aligned"]}
+    assert parse_config({"name": "x", "disentangle": two}, "c").disentangle.freeze == ("id", "aligned")
+
+
 def test_each_stage_has_its_own_section() -> None:
     config = parse_config({"name": "x", **{name: {"epochs": 3 + i} for i, name in enumerate(STAGES)}}, "c")
     assert [config.stage(name).epochs for name in STAGES] == [3, 4, 5]
@@ -258,7 +280,18 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ({"align": {"gamma": float("inf")}}, "align.gamma: Input should be a finite number"),
         (
             {"disentangle": {"freeze": ["id", "aligned", "text"]}},
-            "freeze=['id', 'aligned', 'text'] must be some of experts=['id', 'aligned', 'text'], not all",
+            "is all of the experts, which leaves the gate to learn",
+        ),
+        (
+            {"disentangle": {"freeze": ["id", "aligned", "text"], "trained_text": True, "gate": "none"}},
+            "that needs gate=frequency, and trained_text=true for the text expert",
+        ),
+        ({"disentangle": {"trained_text": True, "experts": ["id", "aligned"]}}, "but text is not one of experts"),
+        ({"method": "bert4rec"}, "method: Input should be 'id', 'text', 'whitenrec'"),
+        ({"method": "ctrl", "ctrl": {"sub_vectors": 3}}, "ctrl.sub_vectors=3 must divide model.dim=128"),
+        (
+            {"method": "llm_init", "sparse": {"hashed": {"rows": 1 << 14}}},
+            "method=llm_init starts a row for every item: leave sparse.hashed out",
         ),
         (
             {"disentangle": {"freeze": ["id"], "experts": ["aligned", "text"]}},

@@ -93,6 +93,12 @@ def test_stage_before_its_predecessor_names_the_command_to_run(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_a_stage_that_the_method_does_not_have_is_refused(tmp_path: Path) -> None:
+    line = refusal(launch("pretrain_text", "--config", str(settings(tmp_path)), "method=id"))
+    assert line.endswith("method=id has no pretrain_text stage, it has pretrain")
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluation_without_a_trained_stage_names_the_command_to_run(tmp_path: Path) -> None:
     file = settings(tmp_path)
     line = refusal(launch("evaluate", "--config", str(file)))

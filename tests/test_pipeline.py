@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pad_dist.config import STAGES
 from pad_dist.data import versions
 from pad_dist.evaluation.rank_file import RankFile
 from tests.support.raw_files import write_raw
+from tests.support.stages import STAGES
 
 # The first test waits for the whole run.
 pytestmark = pytest.mark.timeout(600)

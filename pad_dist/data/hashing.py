@@ -26,8 +26,9 @@ _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
     DROPOUT,
     IN_BATCH_NEGATIVE,
     ID_VECTOR,
+    MASKED_ITEM,
     DISTANCE_SAMPLE,
-) = range(1, 10)
+) = range(1, 11)
 
 
 def hash_ids(*parts: ArrayLike) -> NDArray[np.uint64]:
@@ -41,6 +42,13 @@ def hash_ids(*parts: ArrayLike) -> NDArray[np.uint64]:
         for part in parts:
             state = _mix((state ^ np.asarray(part).astype(np.uint64)) + _INCREMENT)
     return np.asarray(state)
+
+
+def hash_share(share: float, *parts: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each hash is in a sample of about that share of all."""
+    # As many bits as a double has: a place rounded up to 1 would be in no sample.
+    sampled: NDArray[np.bool_] = (hash_ids(*parts) >> np.uint64(11)) * 2.0**-53 < share
+    return sampled
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pad_dist.config import LossConfig
 from pad_dist.data.batches import Batch, EvalBatch
 from pad_dist.data.dataset import Dataset, Histories, ranges
-from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
+from pad_dist.data.hashing import SAMPLED_ITEM, hash_share
 from pad_dist.data.negatives import in_batch_negatives, shared_negatives, uniform_negatives
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
 
@@ -149,9 +149,7 @@ def _train_batch(
 def _sampled(items: Tensor, key: tuple[int, int, int], share: float) -> Tensor:
     """[U] whether an item is in the step's sample: a hash of (seed, epoch, step, item), alike on every rank."""
     seed, epoch, step = key
-    bits = hash_ids(seed, SAMPLED_ITEM, epoch, step, items.numpy())
-    # As many bits as a double has: a place rounded up to 1 would be in no sample.
-    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53 < share)
+    return torch.from_numpy(hash_share(share, seed, SAMPLED_ITEM, epoch, step, items.numpy()))
 
 
 def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:

@@ -30,7 +30,7 @@ EMBED_COMMAND = "python -m spark_jobs.embed_items --config CONFIG"
 TEXT = "text"
 """Folder of vectors in a root, of manifests in a version; the manifest's group of files."""
 
-_NOT_RECIPE = {"batch_size", "rows_per_shard", "center"}
+_NOT_RECIPE = {"batch_size", "rows_per_shard", "transform"}
 _INT8_MAX = 127
 
 

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pad_dist import storage
-from pad_dist.config import STAGES
 
 Split = Literal["valid", "test"]
 SPLITS: tuple[Split, ...] = ("valid", "test")
@@ -23,6 +22,7 @@ Splits = Mapping[str, Any]
 def build_report(
     *,
     dataset: Mapping[str, Any],
+    method: str,
     stages: Mapping[str, Splits],
     experts: Mapping[str, Splits],
     popularity: Splits,
@@ -33,14 +33,16 @@ def build_report(
 
     Args:
         dataset: users, items, interactions and other facts.
-        stages: by stage name; of "disentangle" it is the mixture.
-        experts: each expert of the mixture alone, by expert name.
+        method: whose stages they are.
+        stages: by stage name, in the order of training; of "disentangle" it is the mixture.
+        experts: each expert of a mixture alone, by expert name.
         popularity: every user ranked by train frequency.
         timings_s: seconds by step.
         environment: versions, commit, machine.
     """
     return {
         "dataset": dict(dataset),
+        "method": method,
         "stages": {name: dict(splits) for name, splits in stages.items()},
         "experts": {name: dict(splits) for name, splits in experts.items()},
         "popularity": dict(popularity),
@@ -104,9 +106,7 @@ def print_forgetting(title: str, found: Mapping[str, Any]) -> None:
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Splits]]:
     yield "most popular", report["popularity"]
-    for stage in STAGES:
-        if stage in report["stages"]:
-            yield stage, report["stages"][stage]
+    yield from report["stages"].items()
     for expert, splits in report["experts"].items():
         yield f"  {expert} expert alone", splits
 

@@ -13,6 +13,7 @@ from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.experts import AlignedExpert, Expert, build_expert
 from pad_dist.model.gate import Gate
+from pad_dist.model.heads import Head, HeadName
 
 EXPERTS: tuple[ExpertName, ...] = ("id", "aligned", "text")
 
@@ -52,19 +53,30 @@ class Pad(nn.Module):
         config: width, depth and forms.
         text_dim: width of the text embeddings; unused by the ID expert.
         gated: whether several experts are weighed by a gate; else all count alike.
+        head: what is learned with beside them, if anything; it takes no part in any score.
 
     Dense weights start Xavier-normal and biases at 0 (paper); seed with torch.manual_seed.
     """
 
-    def __init__(self, experts: Sequence[ExpertName], config: ModelConfig, text_dim: int, gated: bool = True) -> None:
+    def __init__(
+        self,
+        experts: Sequence[ExpertName],
+        config: ModelConfig,
+        text_dim: int,
+        gated: bool = True,
+        head: HeadName | None = None,
+    ) -> None:
         super().__init__()
         self.names = tuple(name for name in EXPERTS if name in experts)
         self.experts = nn.ModuleDict({name: build_expert(name, config, text_dim) for name in self.names})
         self.experts.apply(_initialise)
         self.gate = Gate(self.names, config.gate_init) if gated and len(self.names) > 1 else None
+        self.head = Head(head, config, text_dim) if head else None
+        if self.head is not None:
+            self.head.apply(_initialise)
 
     def forward(self, batch: Batch, rows: Rows) -> Output:
-        """Encode a training batch; `rows` are those of `batch.items`."""
+        """Encode a training batch; `rows` are those of `batch.items`. A mask acts where items are read."""
         rows = self._cast({name: _cut_padding(name, row, batch.items) for name, row in rows.items()})
         projected = anchored = None
         users: dict[ExpertName, Tensor] = {}
@@ -76,7 +88,10 @@ class Pad(nn.Module):
                 items[name] = expert.fuse(projected, anchored)
             else:
                 items[name] = expert.item_vectors(rows)
-            users[name] = expert.encoder(items[name].index_select(0, batch.inputs), batch.lengths)
+            read = items[name]
+            if self.head is not None and self.head.mask is not None:
+                read = self.head.mask(read, rows["masked"])
+            users[name] = expert.encoder(read.index_select(0, batch.inputs), batch.lengths)
         return Output(users, items, projected, anchored, self._gate(rows))
 
     def encode(self, inputs: Tensor, lengths: Tensor, rows: Rows) -> Tensor:

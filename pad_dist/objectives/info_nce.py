@@ -1,6 +1,8 @@
-"""InfoNCE as in CLIP: which text belongs to which item, over the samples of all ranks (METHOD, baselines)."""
+"""InfoNCE: which text belongs to which item, over the samples of all ranks (METHOD, baselines)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -9,13 +11,18 @@ from torch import Tensor
 from pad_dist.objectives.samples import gather, unit
 
 _CHUNK_ELEMENTS = 1 << 20
-"""Logits held at once."""
+"""Products held at once."""
 
 
 def info_nce(
-    text: Tensor, anchor: Tensor, weights: Tensor, temperature: float, group: dist.ProcessGroup | None = None
+    text: Tensor,
+    anchor: Tensor,
+    weights: Tensor,
+    temperature: float,
+    group: dist.ProcessGroup | None = None,
+    sub_vectors: int = 1,
 ) -> Tensor:
-    """This rank's share of the symmetric cross-entropy between t and e, both L2-normalised.
+    """This rank's share of the symmetric cross-entropy between t and e, both L2-normalised, as in CLIP.
 
     Item u counts `weights[u]` times: as a question, and among the candidates of every question. With the weights of
     `once` an item that stands on several ranks is one, and no pair of it is a negative. Every rank must call.
@@ -24,43 +31,84 @@ def info_nce(
         text: [U, D] t.
         anchor: [U, D] e.
         weights: [U], summing over ranks to n.
-        temperature: divides the cosines.
+        temperature: divides the similarities.
         group: defaults to all ranks, where torch.distributed is initialised.
+        sub_vectors: parts that each vector is cut into (CTRL, arXiv 2306.02841): the similarity of a question and a
+            candidate is the sum over the question's parts of the largest inner product with one of the candidate's.
+            Of one part it is the cosine.
 
     Returns:
         [] fp32 (fp64 if the inputs are), value and gradient shared out over ranks as those of `mk_mmd`. 0 where n = 0.
     """
-    dtype = torch.promote_types(torch.promote_types(text.dtype, anchor.dtype), torch.float32)
-    text, anchor = unit(text.to(dtype)), unit(anchor.to(dtype))
+    of_texts = contrast(text, anchor, weights, temperature, group, sub_vectors)
+    return (of_texts + contrast(anchor, text, weights, temperature, group, sub_vectors)) / 2
+
+
+def contrast(
+    questions: Tensor,
+    answers: Tensor,
+    weights: Tensor,
+    temperature: float,
+    group: dist.ProcessGroup | None = None,
+    sub_vectors: int = 1,
+) -> Tensor:
+    """One of the two halves of `info_nce`: each of the questions [U, D] among all answers [U, D], the u-th its own."""
+    dtype = torch.promote_types(torch.promote_types(questions.dtype, answers.dtype), torch.float32)
+    questions, answers = unit(questions.to(dtype)), unit(answers.to(dtype))
     weights = weights.to(dtype)
-    samples = gather(torch.cat([text, anchor, weights.unsqueeze(1)], dim=1), group)
-    dim = text.shape[1]
-    texts, anchors, all_weights = samples[:, :dim] / temperature, samples[:, dim:-1] / temperature, samples[:, -1]
-    with torch.no_grad():
-        # Of each own text among all anchors, and of each own anchor among all texts.
-        norms = torch.stack([_log_sums(text, anchors, all_weights), _log_sums(anchor, texts, all_weights)], dim=1)
-        all_norms = gather(norms, group)
-        text_pull = _pulls(text, anchors, all_weights, norms[:, 0], all_norms[:, 1])
-        anchor_pull = _pulls(anchor, texts, all_weights, norms[:, 1], all_norms[:, 0])
+    dim = questions.shape[1]
+    samples = gather(torch.cat([questions, answers, weights.unsqueeze(1)], dim=1), group)
+    all_questions, all_answers, all_weights = samples[:, :dim], samples[:, dim:-1], samples[:, -1]
+    log_weights = all_weights.log()
+
+    def log_sums(rows: Tensor) -> Tensor:
+        """Of own questions: log of sum_v w_v exp s(rows_u, answer_v)."""
+        return (similarities(rows, all_answers, sub_vectors) / temperature + log_weights).logsumexp(dim=1)
+
+    def shares(rows: Tensor) -> Tensor:
+        """Of own answers: sum_v w_v p_vu, their shares in the sums of all questions."""
+        logits = similarities(all_questions, rows, sub_vectors) / temperature
+        return (logits + (log_weights - all_norms).unsqueeze(1)).exp().sum(dim=0)
+
+    size = max(1, _CHUNK_ELEMENTS // max(1, len(samples) * sub_vectors**2))
+    norms, question_pull = _values_and_gradients(log_sums, questions, size)
+    all_norms = gather(norms.unsqueeze(1), group).squeeze(1)
+    _, answer_pull = _values_and_gradients(shares, answers, size)
     n = all_weights.sum().clamp(min=1)
-    own = (text * anchor).sum(dim=1) / temperature
-    # An own sample is a candidate of other ranks too: the pulls hold all that it does to the global sums.
-    pulled = weights @ ((text * text_pull).sum(dim=1) + (anchor * anchor_pull).sum(dim=1))
-    share: Tensor = (weights @ (norms.sum(dim=1) - 2 * own) + pulled - pulled.detach()) / (2 * n)
+    own = _own_similarities(questions, answers, sub_vectors) / temperature
+    # An own answer is a candidate of other ranks' questions too: the pulls hold all that it does to the global sums.
+    pulled = weights @ ((questions * question_pull).sum(dim=1) + (answers * answer_pull).sum(dim=1))
+    share: Tensor = (weights @ (norms - own) + pulled - pulled.detach()) / n
     return share
 
 
-def _log_sums(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """[U] log of sum_v w_v exp <x_u, y_v>."""
-    chunks = torch.split(x, max(1, _CHUNK_ELEMENTS // max(1, len(y))))
-    return torch.cat([(rows @ y.T + weights.log()).logsumexp(dim=1) for rows in chunks])
+def similarities(questions: Tensor, candidates: Tensor, sub_vectors: int) -> Tensor:
+    """[Q, D] and [C, D] -> [Q, C], see `info_nce`."""
+    if sub_vectors == 1:
+        return questions @ candidates.T
+    products = _parts(questions, sub_vectors).flatten(0, 1) @ _parts(candidates, sub_vectors).flatten(0, 1).T
+    found: Tensor = products.view(len(questions), sub_vectors, len(candidates), sub_vectors).amax(dim=3).sum(dim=1)
+    return found
 
 
-def _pulls(x: Tensor, y: Tensor, weights: Tensor, norms: Tensor, all_norms: Tensor) -> Tensor:
-    """[U, D] sum_v w_v (p_uv + q_uv) y_v: the share of y_v in the sum of x_u, and that of x_u in the sum of y_v."""
-    size = max(1, _CHUNK_ELEMENTS // max(1, len(y)))
-    found = []
-    for rows, own in zip(torch.split(x, size), torch.split(norms, size), strict=True):
-        logits = rows @ y.T + weights.log()
-        found.append(((logits - own.unsqueeze(1)).exp() + (logits - all_norms).exp()) @ y)
-    return torch.cat(found)
+def _own_similarities(questions: Tensor, answers: Tensor, sub_vectors: int) -> Tensor:
+    """[U, D] each -> [U] of pairs."""
+    products = _parts(questions, sub_vectors) @ _parts(answers, sub_vectors).transpose(1, 2)
+    return products.amax(dim=2).sum(dim=1)
+
+
+def _parts(vectors: Tensor, count: int) -> Tensor:
+    return vectors.reshape(len(vectors), count, vectors.shape[1] // count)
+
+
+def _values_and_gradients(of: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """[U] values, each of its own row, and their gradients [U, D] in the rows; `size` rows at once."""
+    values, gradients = [], []
+    for chunk in rows.detach().split(size):
+        chunk.requires_grad_()
+        with torch.enable_grad():
+            value = of(chunk)
+        (gradient,) = torch.autograd.grad(value.sum(), chunk)
+        values.append(value.detach())
+        gradients.append(gradient)
+    return torch.cat(values), torch.cat(gradients)

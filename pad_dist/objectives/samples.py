@@ -33,10 +33,10 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def once(items: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """[U] weights by which an item counts as one sample, however many ranks it stands on. Collective.
+    """[U] weights by which an item counts as one sample, however often and on how many ranks it stands. Collective.
 
-    `items` [U] are the rank's, each once and none of them 0.
+    `items` [U] are the rank's, none of them 0.
     """
-    found, ranks = gather(items.unsqueeze(1), group).unique(return_counts=True)
-    weights: Tensor = 1 / ranks[torch.searchsorted(found, items)]
+    found, counts = gather(items.unsqueeze(1), group).unique(return_counts=True)
+    weights: Tensor = 1 / counts[torch.searchsorted(found, items)]
     return weights

@@ -66,7 +66,7 @@ def place(
     Raises:
         PlacementError: see there.
     """
-    if config.backend == "torch":
+    if config.backend == "torch" or not spec.names:
         return [Block(name, 0, 0, spec.rows, 0, spec.dim) for name in spec.names]
     if in_closed_form(config):
         held = stacked(spec, config)

@@ -93,6 +93,22 @@ class Tables(ABC):
             )
 
 
+class NoTables(Tables):
+    """Of a stage without ID tables."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec = spec
+
+    def lookup(self, items: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def parts(self) -> list[Part]:
+        return []
+
+    def set_lr(self, lr: float) -> None:
+        return
+
+
 def rows_of_tables(items: Tensor | Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
     """What `lookup` is asked for, by table."""
     return items if isinstance(items, Mapping) else {name: items for name in names}
@@ -150,6 +166,8 @@ def build_tables(spec: TableSpec, config: SparseConfig, device: torch.device, wo
         UserError: there is no kernel or no placement for them, a rank would have no row, or the torch backend is asked
             for on several ranks.
     """
+    if not spec.names:
+        return NoTables(spec)
     check_kernels(config, device.type)
     check_rows(spec, config, world_size)
     if config.backend == "torch":

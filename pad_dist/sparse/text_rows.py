@@ -1,4 +1,4 @@
-"""The frozen text table as the model sees it: sharded rows, centred and scaled."""
+"""The frozen text table as the model sees it: sharded rows, centred and scaled or whitened."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from torch import Tensor
 
 from pad_dist.config import TextConfig
 from pad_dist.data.text_table import read_text_rows, text_manifest
-from pad_dist.errors import UserError
 from pad_dist.sparse.row_shards import RowShards
+from pad_dist.sparse.text_moments import moments, spectrum
 
 _BLOCK_ROWS = 1 << 14
-_LEAST_VARIANCE = 1e-9
-"""Below what float16 rounding of unit vectors leaves."""
+_WHITENING_EPS = 1e-5
+"""Added to the variances, in units of their mean: directions that no text uses are not blown up."""
 
 
 class TextRows:
     """Text embeddings of items 0..items; rows without a text (padding, erased items) are zeros.
 
-    With `text.center`, x becomes (x - mean) / rms over the items that have a text:
-    sentence encoders put a large common part into every vector, which says nothing
-    about the item.
+    By `text.transform`, over the items that have a text: x becomes (x - mean) / rms
+    (`center`: sentence encoders put a large common part into every vector, which says
+    nothing about the item), or (x - mean) (covariance + eps)^(-1/2) (`whiten`: ZCA, as
+    in WhitenRec, arXiv 2402.10602), or stays.
     """
 
     def __init__(
@@ -38,22 +39,18 @@ class TextRows:
         )
         self._mean = torch.zeros(self.dim, device=device)
         self._scale = 1.0
-        if text.center:
-            moments = torch.zeros(2 * self.dim + 1, dtype=torch.float64, device=device)
-            for block in self._shards.local.split(_BLOCK_ROWS):
-                rows = block.double()
-                moments += torch.cat([rows.sum(0), rows.square().sum(0), rows.any(1).sum()[None]])
-            if group is not None:
-                dist.all_reduce(moments, group=group)
-            mean, squares = (moments[:-1] / moments[-1]).split(self.dim)
-            self._mean = mean.float()
-            variance = (squares - mean.square()).mean().item()
-            # Not `<`, which is false too for the NaN of a catalogue without any text.
-            if not variance >= _LEAST_VARIANCE:
-                raise UserError(
-                    f"all texts of {dataset} have the same vector: check data.columns.text, or set text.center=false"
-                )
-            self._scale = variance**-0.5
+        if text.transform == "none":
+            return
+        found = moments(self._shards, dataset, covariance=text.transform == "whiten")
+        if text.transform == "center":
+            self._mean, self._scale = found.mean.float(), found.variance**-0.5
+            return
+        variances, directions = spectrum(self._shards, found)
+        scaled = directions * (variances + _WHITENING_EPS * found.variance).rsqrt()
+        matrix = scaled @ directions.T
+        # Once and for all: it costs more than a step's look-up.
+        for block in self._shards.local.split(_BLOCK_ROWS):
+            block.copy_((block.double() - found.mean) @ matrix * block.any(1, keepdim=True))
 
     def lookup(self, items: Tensor) -> Tensor:
         """items [U] ascending item_index -> [U, text_dim] float32. Collective."""

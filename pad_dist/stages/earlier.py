@@ -27,12 +27,14 @@ class Earlier:
         fingerprint: of all that made it.
         dataset: what it was trained on.
         config: its settings, as plain values.
+        beside: what it learned beside the recommendation loss.
     """
 
     path: str
     fingerprint: str
     dataset: Record
     config: dict[str, Any]
+    beside: str | None
 
     @property
     def items(self) -> int:
@@ -56,14 +58,15 @@ def earlier(config: Config, stage: StageName) -> Earlier:
     meta = checkpoint_meta(path)
     if not isinstance(meta["dataset"], dict):
         raise UserError(f"{path} does not tell the item map that it was trained on: {_OUT}")
-    return Earlier(path, meta["fingerprint"], meta["dataset"], meta["config"])
+    return Earlier(path, meta["fingerprint"], meta["dataset"], meta["config"], meta["made_from"]["parts"]["beside"])
 
 
-def check_fits(config: Config, stage: StageName, dataset: Dataset, *, text: bool) -> None:
+def check_fits(config: Config, stage: StageName, dataset: Dataset, *, text: bool, beside: str | None) -> None:
     """Refuse an earlier run of another model, or on items that this dataset did not grow from.
 
     Args:
         text: whether the stage's weights were learned on text vectors.
+        beside: what the stage learns beside the recommendation loss.
 
     Raises:
         UserError: naming both item maps, or the first setting that differs.
@@ -75,6 +78,11 @@ def check_fits(config: Config, stage: StageName, dataset: Dataset, *, text: bool
             f"{source.path} knows the item map {_items(last)} of {described(source.dataset)}, which "
             f"{described(now)} with the item map {_items(dataset.item_map[-1])} did not grow from: continue on a later "
             f"version of the same dataset, or {_OUT}"
+        )
+    if source.beside != beside:
+        raise UserError(
+            f"{source.path} was trained with method={source.config['method']}, this run has method={config.method}, "
+            f"whose {stage} stage is another: set method={source.config['method']}, or {_OUT}"
         )
     sections = {"model": _NOT_SHAPE, "sparse": _NOT_ROWS, **({"text": _NOT_VECTORS} if text else {})}
     if stage == "disentangle":

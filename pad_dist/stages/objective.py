@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Output, Pad
-from pad_dist.objectives.info_nce import info_nce
+from pad_dist.objectives.info_nce import contrast, info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
-from pad_dist.objectives.samples import once
-from pad_dist.stages.parts import frozen_parameters
+from pad_dist.objectives.samples import once as count_once
+from pad_dist.stages.parts import frozen_parameters, parts
 
 
 class StageObjective(nn.Module):
-    """Loss of one stage (METHOD, phases 1 to 3).
+    """Loss of one stage (METHOD, phases 1 to 3, baselines).
 
     The value is world_size times this rank's share of the GLOBAL loss, because both
     TorchRec and DeepSpeed then average gradients over ranks: the average of the
@@ -29,7 +29,7 @@ class StageObjective(nn.Module):
         """`catalogue` is the number of items that negatives are drawn from."""
         super().__init__()
         self.pad = pad
-        self._stage = stage
+        self._parts = parts(config, stage)
         self._config = config
         self._catalogue = catalogue
         self._group = group
@@ -51,15 +51,21 @@ class StageObjective(nn.Module):
         rows = {name: row.detach() if name in self._frozen else row for name, row in rows.items()}
         output: Output = self.pad(batch, rows)
         loss = batch.positions.new_zeros(())
-        align = self._config.align
-        if self._stage != "align" or align.anchor:
+        if self._parts.recommends:
             loss = self._recommendation(output, batch, self._expected(batch, rows)) / batch.positions.clamp(min=1)
-        if self._stage == "align" and align.gamma:
-            loss = loss + align.gamma * self._alignment(output, batch)
+        match self._parts.beside:
+            case "align" if self._config.align.gamma:
+                loss = loss + self._config.align.gamma * self._alignment(output, batch)
+            case "ctrl":
+                loss = loss + self._fine_grained(output, batch)
+            case "rlmrec_con":
+                loss = loss + self._config.rlmrec_con.weight * self._near_text(output, batch, rows["text"])
+            case "rlmrec_gen":
+                loss = loss + self._config.rlmrec_gen.weight * self._reconstruction(output, batch, rows)
         return loss * self._world_size
 
     def _recommendation(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor:
-        if self._stage != "disentangle":
+        if len(output.users) == 1:
             (expert,) = output.users
             return self._recommend(output.users[expert], output.items[expert], batch, expected)
         loss = self._recommend(*output.mixture(), batch, expected)
@@ -89,16 +95,41 @@ class StageObjective(nn.Module):
         return uniform / self._catalogue + (len(batch.negatives) - uniform) * rows["share"]
 
     def _alignment(self, output: Output, batch: Batch) -> Tensor:
-        assert output.projected is not None and output.anchored is not None
         settings, group = self._config.align, self._group
+        if settings.alignment == "infonce":
+            return info_nce(*self._pairs(output, batch, once=True), settings.temperature, group)
+        return mk_mmd(*self._pairs(output, batch, once=settings.samples == "unique"), group, settings.kernel)
+
+    def _fine_grained(self, output: Output, batch: Batch) -> Tensor:
+        settings = self._config.ctrl
+        pairs = self._pairs(output, batch, once=True)
+        return info_nce(*pairs, settings.temperature, self._group, settings.sub_vectors)
+
+    def _pairs(self, output: Output, batch: Batch, *, once: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected texts, anchors and weights of the samples: occurrences, or each item once."""
+        assert output.projected is not None and output.anchored is not None
         # An item without a row in a hashed table has zeros for an anchor: nothing to align with.
         sampled = (batch.occurrences > 0) & output.anchored.any(1)
-        if settings.alignment == "infonce" or settings.samples == "unique":
+        if once:
             sampled &= batch.items > 0
-            weights = once(batch.items[sampled], group)
-        else:
-            weights = batch.occurrences[sampled]
-        text, anchor = output.projected[sampled], output.anchored[sampled]
-        if settings.alignment == "infonce":
-            return info_nce(text, anchor, weights, settings.temperature, group)
-        return mk_mmd(text, anchor, weights, group, settings.kernel)
+        weights = count_once(batch.items[sampled], self._group) if once else batch.occurrences[sampled]
+        return output.projected[sampled], output.anchored[sampled], weights
+
+    def _near_text(self, output: Output, batch: Batch, text: Tensor) -> Tensor:
+        """RLMRec-Con: each item's row among the projected texts of the batch's items."""
+        assert self.pad.head is not None
+        rows, settings = output.items["id"], self._config.rlmrec_con
+        sampled = (batch.occurrences > 0) & (batch.items > 0) & rows.any(1) & text.any(1)
+        weights = count_once(batch.items[sampled], self._group)
+        projected = self.pad.head(text[sampled].to(rows.dtype))
+        return contrast(rows[sampled], projected, weights, settings.temperature, self._group)
+
+    def _reconstruction(self, output: Output, batch: Batch, rows: Rows) -> Tensor:
+        """RLMRec-Gen: what the encoder makes of each masked position among the texts of the masked items."""
+        assert self.pad.head is not None
+        asked = (rows["masked"] & rows["text"].any(1))[batch.inputs]
+        items = batch.inputs[asked]
+        # An item that is masked at several positions is one candidate, and its questions count as one.
+        weights = count_once(batch.items[items], self._group)
+        guessed = self.pad.head(output.users["id"][asked])
+        return contrast(guessed, rows["text"][items], weights, self._config.rlmrec_gen.temperature, self._group)

@@ -4,76 +4,137 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from pad_dist import storage
-from pad_dist.config import Config, ExpertName, StageName
+from pad_dist.config import Config, ExpertName, MethodName, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
+from pad_dist.model.heads import HeadName
 from pad_dist.sparse.tables import TableSpec
 from pad_dist.stages.earlier import check_fits, earlier
 from pad_dist.stages.trained_on import other_version
 
+Beside = Literal["align", "ctrl", "rlmrec_con", "rlmrec_gen"]
+"""What is learned beside the recommendation loss, by the section that says how."""
+
 
 @dataclass(frozen=True)
 class Parts:
-    """Experts and tables of a stage.
+    """What a stage is made of.
 
     `inherits` lists (stage, expert there, expert here): encoder, and the table of the
     same name as the expert, are copied from that stage's checkpoint (METHOD, phases 2
-    and 3); an expert that is not named starts at random. `gated`: whether a gate
-    weighs the experts.
+    and 3); an expert that is not named starts at random.
+
+    Attributes:
+        gated: whether a gate weighs the experts.
+        recommends: whether the recommendation loss is learned from.
+        beside: what else is.
+        text_rows: whether the table starts from the texts instead of at random.
+        ranks: whether the stage can rank, so that validation selects its checkpoint; else the last one is kept.
     """
 
     experts: tuple[ExpertName, ...]
     tables: tuple[ExpertName, ...]
     inherits: tuple[tuple[StageName, ExpertName, ExpertName], ...] = ()
     gated: bool = False
+    recommends: bool = True
+    beside: Beside | None = None
+    text_rows: bool = False
+    ranks: bool = True
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the model reads text vectors; of any two experts one does."""
+        return self.experts != ("id",) or self.beside is not None
+
+    @property
+    def head(self) -> HeadName | None:
+        """What of the dense module is learned with beside the experts."""
+        return self.beside if self.beside in ("rlmrec_con", "rlmrec_gen") else None
 
 
-PARTS: dict[StageName, Parts] = {
-    "pretrain": Parts(("id",), ("id",)),
-    "align": Parts(("aligned",), ("aligned",), (("pretrain", "id", "aligned"),)),
-    "disentangle": Parts(
-        ("id", "aligned", "text"),
-        ("id", "aligned"),
-        (("pretrain", "id", "id"), ("align", "aligned", "aligned")),
-        gated=True,
-    ),
+_ID = Parts(("id",), ("id",))
+_TEXT = Parts(("text",), ())
+_ALIGNED = Parts(("aligned",), ("aligned",), (("pretrain", "id", "aligned"),), beside="align")
+_MIXTURE = Parts(
+    ("id", "aligned", "text"),
+    ("id", "aligned"),
+    (("pretrain", "id", "id"), ("align", "aligned", "aligned"), ("pretrain_text", "text", "text")),
+    gated=True,
+)
+
+METHODS: dict[MethodName, dict[StageName, Parts]] = {
+    "id": {"pretrain": _ID},
+    "text": {"pretrain_text": _TEXT},
+    "whitenrec": {"pretrain_text": _TEXT},
+    "llm_init": {"pretrain": replace(_ID, text_rows=True)},
+    "clip": {"pretrain": _ID, "align": _ALIGNED},
+    "ctrl": {
+        "align": replace(_ALIGNED, inherits=(), recommends=False, beside="ctrl", ranks=False),
+        "pretrain": replace(_ID, inherits=(("align", "aligned", "id"),)),
+    },
+    "rlmrec_con": {"pretrain": replace(_ID, beside="rlmrec_con")},
+    "rlmrec_gen": {"pretrain": replace(_ID, beside="rlmrec_gen")},
+    "pad": {"pretrain": _ID, "align": _ALIGNED, "pretrain_text": _TEXT, "disentangle": _MIXTURE},
 }
-"""The paper's; `parts` gives what a config makes of them."""
+"""The stages of each method in their order; `stages` and `parts` give what a config makes of them."""
 
-MAIN_SCORER: dict[StageName, str] = {"pretrain": "id", "align": "aligned", "disentangle": "mixture"}
-"""The score that selects a stage's checkpoint and stands for it in the report."""
+
+def stages(config: Config) -> tuple[StageName, ...]:
+    """The stages of a run, in their order."""
+    without = set() if config.method != "pad" or config.disentangle.trained_text else {"pretrain_text"}
+    return tuple(stage for stage in METHODS[config.method] if stage not in without)
+
+
+def ranked_stages(config: Config) -> tuple[StageName, ...]:
+    """Those that are evaluated."""
+    return tuple(stage for stage in stages(config) if parts(config, stage).ranks)
 
 
 def parts(config: Config, stage: StageName) -> Parts:
-    """What a stage is made of: the last one of the experts that are chosen."""
-    whole = PARTS[stage]
+    """What a stage is made of: the last one of the experts that are chosen.
+
+    Raises:
+        UserError: the method has no such stage.
+    """
+    if stage not in stages(config):
+        raise UserError(f"method={config.method} has no {stage} stage, it has {', '.join(stages(config))}")
+    whole = METHODS[config.method][stage]
+    if stage == "align":
+        return replace(whole, recommends=whole.recommends and config.align.anchor)
     if stage != "disentangle":
         return whole
-    chosen = config.disentangle.experts
-    return Parts(
-        tuple(name for name in whole.experts if name in chosen),
-        tuple(name for name in whole.tables if name in chosen),
-        tuple(entry for entry in whole.inherits if entry[2] in chosen),
+    chosen, before = config.disentangle.experts, stages(config)
+    return replace(
+        whole,
+        experts=tuple(name for name in whole.experts if name in chosen),
+        tables=tuple(name for name in whole.tables if name in chosen),
+        inherits=tuple(entry for entry in whole.inherits if entry[0] in before and entry[2] in chosen),
         gated=config.disentangle.gate == "frequency",
     )
 
 
+def main_scorer(config: Config, stage: StageName) -> str:
+    """The score that selects a stage's checkpoint and stands for it in the report."""
+    experts = parts(config, stage).experts
+    return experts[0] if len(experts) == 1 else "mixture"
+
+
 def frozen_parameters(config: Config, stage: StageName) -> tuple[str, ...]:
     """How the names of those of the dense module begin that the stage does not train."""
-    if stage == "align" and not config.align.anchor:
+    if not parts(config, stage).recommends:
         # Only the recommendation loss reaches them: weight decay alone would wear them down.
         return ("experts.aligned.encoder.", "experts.aligned.fusion.")
     return tuple(f"experts.{name}." for name in config.disentangle.freeze) if stage == "disentangle" else ()
 
 
-def needs_text(stage: StageName) -> bool:
-    """Whether the stage reads the text table; of any two experts one does."""
-    return PARTS[stage].experts != ("id",)
+def needs_text(config: Config, stage: StageName) -> bool:
+    """Whether the stage's model reads the text table."""
+    return parts(config, stage).has_text
 
 
 def table_spec(config: Config, stage: StageName, items: int) -> TableSpec:
@@ -93,10 +154,12 @@ def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertN
 
 
 def reads_text(config: Config, stage: StageName, dataset: Dataset) -> bool:
-    """Whether the stage reads text vectors: for its model, or to place items that an earlier run does not know."""
-    if needs_text(stage) or not config.continue_from or config.sparse.hashed:
-        return needs_text(stage)
-    return dataset.items > earlier(config, stage).items
+    """Whether the stage reads text vectors: for its model, its first rows, or those of items new to an earlier run."""
+    if needs_text(config, stage):
+        return True
+    if not config.continue_from:
+        return parts(config, stage).text_rows
+    return not config.sparse.hashed and dataset.items > earlier(config, stage).items
 
 
 def stage_dir(config: Config, stage: StageName) -> str:
@@ -118,13 +181,19 @@ def check_ready(config: Config, stage: StageName, config_path: str) -> None:
     """Refuse a stage before what it starts from is trained, or without the text vectors it reads, naming the fix.
 
     Raises:
-        UserError: see `text_manifest`, `check_fits`; or an earlier stage is not trained on these settings and data.
+        UserError: see `parts`, `text_manifest`, `check_fits`; the text vectors are too narrow to start rows from; or
+            an earlier stage is not trained on these settings and data.
     """
-    dataset = Dataset.open(config.dataset)
+    made_of, dataset = parts(config, stage), Dataset.open(config.dataset)
     if config.continue_from:
-        check_fits(config, stage, dataset, text=needs_text(stage))
+        check_fits(config, stage, dataset, text=made_of.has_text, beside=made_of.beside)
     if reads_text(config, stage, dataset):
-        text_manifest(dataset.url, config.text)
+        width = text_manifest(dataset.url, config.text).counts["dim"]
+        if made_of.text_rows and not config.continue_from and width < config.model.dim:
+            raise UserError(
+                f"method={config.method} starts rows of model.dim={config.model.dim} from text vectors of only {width} "
+                f"dimensions: set model.dim to at most {width}, or use another text.model"
+            )
     for before, _, _ in inherits(config, stage):
         if not is_trained(config, before):
             again = command(config_path, before)
@@ -167,7 +236,9 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
     dataset = Dataset.open(config.dataset)
     text = None
     if reads_text(config, stage, dataset):
-        text = {"vectors": text_manifest(dataset.url, config.text).content_hash(), "center": config.text.center}
+        text = {"vectors": text_manifest(dataset.url, config.text).content_hash(), "transform": config.text.transform}
+    made_of = parts(config, stage)
+    sections: set[str] = {stage, made_of.beside or stage}
     return {
         "seed": config.seed,
         "dataset": dataset.content_hash,
@@ -182,7 +253,8 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
             | {"non_finite", "first_step_timeout_s", "step_timeout_s", "restarts"},
         ),
         "evaluation": {"every": config.evaluation.every},
-        stage: config.stage(stage).model_dump(mode="json"),
+        **{name: getattr(config, name).model_dump(mode="json") for name in sections},
+        "parts": {name: getattr(made_of, name) for name in ("recommends", "beside", "text_rows", "ranks")},
         "starts from": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
         "continue_from": earlier(config, stage).fingerprint if config.continue_from else None,
     }

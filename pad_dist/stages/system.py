@@ -14,21 +14,23 @@ from torch import Tensor
 from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, EvalBatch, Rows
 from pad_dist.data.dataset import Dataset
+from pad_dist.data.hashing import MASKED_ITEM, hash_share
 from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
 from pad_dist.sparse.hashed import HashedTables
 from pad_dist.sparse.new_rows import fill_new_rows
 from pad_dist.sparse.row_shards import RowShards
-from pad_dist.sparse.tables import Tables, build_tables
+from pad_dist.sparse.tables import Tables, build_tables, row_std
 from pad_dist.sparse.text_rows import TextRows
+from pad_dist.sparse.text_start import fill_from_text
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import (
-    MAIN_SCORER,
     checkpoint_dir,
     command,
     differences,
     inherits,
     made_from,
+    main_scorer,
     needs_text,
     parts,
     stage_dir,
@@ -57,7 +59,7 @@ class System:
     @property
     def main_scorer(self) -> str:
         """The score that selects this stage's checkpoint."""
-        return MAIN_SCORER[self.stage]
+        return main_scorer(self.config, self.stage)
 
     def rows(
         self,
@@ -83,6 +85,14 @@ class System:
             rows["text"] = self.text.lookup(items)
         return rows
 
+    def masked(self, step: int, items: Tensor) -> Rows:
+        """Which items [U] are masked in a step (RLMRec-Gen): a hash of (seed, step, item), alike on every rank."""
+        if parts(self.config, self.stage).beside != "rlmrec_gen":
+            return {}
+        share = self.config.rlmrec_gen.mask_share
+        found = hash_share(share, self.config.seed, MASKED_ITEM, step, items.numpy())
+        return {"masked": torch.from_numpy(found).to(self.ranks.device)}
+
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device, `positions` summed over ranks. Collective."""
         moved = cast(Batch, _moved(batch, self.ranks.device))
@@ -101,7 +111,7 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
         build_tables(table_spec(config, stage, dataset.items), config.sparse, ranks.device, ranks.world_size),
         None,
     )
-    if config.sparse.hashed:
+    if config.sparse.hashed and made_of.tables:
         tables = HashedTables(
             tables,
             config.sparse.hashed,
@@ -113,7 +123,7 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
         ids = RowShards(
             lambda start, stop: dataset.item_ids(start, stop)[:, None], dataset.items + 1, ranks.device, _group(ranks)
         )
-    text = _text_rows(config, dataset, ranks) if needs_text(stage) else None
+    text = _text_rows(config, dataset, ranks) if needs_text(config, stage) else None
     bins = RowShards(
         lambda start, stop: dataset.item_columns(start, stop)[1][:, None],
         dataset.items + 1,
@@ -123,7 +133,8 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     shares = _shares(dataset, ranks) if config.training.loss.log_q else None
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
-    pad = Pad(made_of.experts, config.model, text.dim if text else 0, made_of.gated).to(ranks.device)
+    text_dim = text.dim if text else 0
+    pad = Pad(made_of.experts, config.model, text_dim, made_of.gated, made_of.head).to(ranks.device)
     return System(config, stage, ranks, dataset, tables, text, bins, shares, ids, pad)
 
 
@@ -138,15 +149,21 @@ def initialise(system: System) -> None:
         _continue(system)
     else:
         system.tables.initialise(seed=config.seed, std=config.sparse.init_std)
+        if parts(config, system.stage).text_rows:
+            std = row_std(system.tables.spec, config.sparse.init_std)
+            device, group = system.ranks.device, _group(system.ranks)
+            fill_from_text(system.tables, system.dataset.url, config.text, std=std, device=device, group=group)
     dense = system.pad.state_dict()
     for source, there, here in inherits(config, system.stage):
         path = _checkpoint(config, source)
-        parts = [part for part in system.tables.weights() if part.name.split(".")[0] == here]
-        load_parts(path, [replace(part, name=there + part.name.removeprefix(here)) for part in parts])
-        # Fusion and projector of a new aligned expert are not in the source: they stay as they are.
-        for name, value in load_dense(path).items():
-            if name.startswith(f"experts.{there}."):
-                dense[name.replace(f"experts.{there}.", f"experts.{here}.", 1)].copy_(value)
+        rows = [part for part in system.tables.weights() if part.name.split(".")[0] == here]
+        load_parts(path, [replace(part, name=there + part.name.removeprefix(here)) for part in rows])
+        # What only one of the two has, such as the projector of an aligned expert, is left out or stays as it is.
+        found = load_dense(path)
+        for name, value in dense.items():
+            twin = name.replace(f"experts.{here}.", f"experts.{there}.", 1)
+            if name.startswith(f"experts.{here}.") and twin in found:
+                value.copy_(found[twin])
 
 
 def _continue(system: System) -> None:

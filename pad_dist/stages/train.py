@@ -21,7 +21,7 @@ from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.parts import checkpoint_dir, fingerprint, made_from, stage_dir
+from pad_dist.stages.parts import checkpoint_dir, fingerprint, made_from, parts, stage_dir
 from pad_dist.stages.resume import checkpoint_to_resume
 from pad_dist.stages.system import System, build_system, initialise, load_weights
 from pad_dist.stages.trained_on import record
@@ -115,6 +115,7 @@ def _train(system: System, validate: Validate) -> Best:
         config.evaluation.every,
         training.log_every,
         config.checkpoint.every,
+        parts(config, stage).ranks,
     )
     start_step = start.step if start else None
     with saver, Recorder(stage, stage_dir(config, stage), speaks=ranks.is_first, start_step=start_step) as recorder:
@@ -214,7 +215,7 @@ class Trainer:
             rank=system.ranks.rank,
             world_size=system.ranks.world_size,
             start_step=start_step,
-            occurrence_share=config.align.mmd_item_share if system.stage == "align" else 1.0,
+            occurrence_share=config.align.mmd_item_share if parts(config, system.stage).beside == "align" else 1.0,
         )
 
     def step(self, number: int, batch: Batch) -> Tensor:
@@ -240,9 +241,10 @@ class Trainer:
         torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([ranks.rank]))[0]) >> 1)
         self._system.tables.set_step(number)
         ranks.watch.beat(f"computes the loss of step {number + 1}")
+        masked = self._system.masked(number, batch.items)
         batch = self._system.to_device(batch)
         rows = self._system.rows(batch.items, batch.sightings() if admit else None, self._before_change)
-        share = self._engine(batch, rows)
+        share = self._engine(batch, rows | masked)
         ranks.watch.beat(f"waits for the loss of step {number + 1}")
         # Before the backward, which steps the tables. The wish to end rides along.
         self._share = share.detach().float() / ranks.world_size
@@ -288,7 +290,7 @@ class Trainer:
 def _parameter_groups(system: System) -> list[dict[str, Any]]:
     stage, gate = system.config.stage(system.stage), system.config.disentangle
     dense = [p for n, p in system.pad.named_parameters() if p.requires_grad and not n.startswith("gate.")]
-    groups = [{"params": dense, "lr": stage.lr, "weight_decay": stage.weight_decay}]
+    groups = [{"params": dense, "lr": stage.lr, "weight_decay": stage.weight_decay}] if dense else []
     if system.pad.gate is not None:
         logits = list(system.pad.gate.parameters())
         groups.append({"params": logits, "lr": gate.gate_lr, "weight_decay": gate.gate_weight_decay})

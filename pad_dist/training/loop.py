@@ -26,6 +26,8 @@ class Schedule:
     validate_every: int
     log_every: int
     save_every: int
+    selects: bool = True
+    """Whether validation selects the checkpoint and ends training; else the last one is kept, after all epochs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def fit(
     counters: Callable[[], dict[str, int]],
     recorder: Recorder,
 ) -> Best:
-    """Train until validation hr@10 stops growing; returns the best validation.
+    """Train until validation hr@10 stops growing; returns the validation that was selected.
 
     Args:
         start: None at the beginning; else what `save` was given when the current weights were kept.
@@ -124,7 +126,7 @@ def fit(
             if step > start.step:
                 save(Progress(epoch, schedule.steps_per_epoch, step, best, skipped))
             raise
-        improved = metrics["hr@10"] > best.metrics["hr@10"]
+        improved = not schedule.selects or metrics["hr@10"] > best.metrics["hr@10"]
         recorder.validation(epoch=epoch, step=step, metrics=metrics, best=improved)
         if improved:
             best = Best(epoch, step, metrics)

@@ -10,13 +10,14 @@ import pytest
 from pad_dist.capacity.held import dense_parameters
 from pad_dist.capacity.plan import StagePlan, check_capacity, plan_stage, smallest_world_size
 from pad_dist.capacity.sizes import DataSize, data_size, step_size
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import parse_config
 from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
 from pad_dist.devices import Device, profile
 from pad_dist.errors import UserError
 from tests.capacity import allocation_worker as worker
 from tests.support.ranks import run_ranks
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 
 GIB = 2**30
@@ -99,6 +100,37 @@ def test_two_experts_take_less_than_three() -> None:
     )
     everything, _ = dense_parameters(config(disentangle=two), "disentangle", 384)
     assert everything == 2 * dense_parameters(config(), "align", 384)[0]  # and no gate
+
+
+def test_a_stage_without_id_tables_holds_texts_alone() -> None:
+    for backend in ("torchrec", "torch"):
+        chosen = config(method="text", sparse={"backend": backend, "hashed": {"rows": 1 << 14}})
+        plan = plan_stage(chosen, "pretrain_text", DATA, GPU, 1)
+        assert plan.fits and not plan.blocks
+        found = lines(plan)
+        assert "text vectors, float16" in found and not [name for name in found if name.startswith(("table", "maps"))]
+
+
+def test_what_is_learned_beside_the_recommendation_loss_is_counted() -> None:
+    alone = plan_stage(config(method="id"), "pretrain", DATA, GPU, 2)
+    for method, width in (("rlmrec_con", 128), ("rlmrec_gen", 384)):
+        plan = plan_stage(config(method=method), "pretrain", DATA, GPU, 2)
+        step = step_size(config(), DATA.items, 2)
+        samples = step.unique if method == "rlmrec_con" else step.positions
+        (sent,) = [line.bytes for line in plan.traffic if line.name == "samples of the alignment"]
+        assert sent == samples * (2 * width + 1) * 4
+        more = lines(plan).keys() - lines(alone).keys()
+        assert more == {"text vectors, float16", "text files", "samples of all ranks, aligned"}
+        head = dense_parameters(config(method=method), "pretrain", 384)[0]
+        head -= dense_parameters(config(), "pretrain", 384)[0]
+        ends = 384 + 128
+        assert head == ends * ends // 2 + ends // 2 + width + (128 if method == "rlmrec_gen" else 0)
+    started = lines(plan_stage(config(method="llm_init"), "pretrain", DATA, GPU, 2))
+    assert started.keys() - lines(alone).keys() == {
+        "covariance of text vectors",
+        "text vectors to start from",
+        "text files",
+    }
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])

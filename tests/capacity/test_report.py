@@ -6,8 +6,8 @@ from typer.testing import CliRunner
 
 from pad_dist.capacity.report import placement
 from pad_dist.cli import app
-from pad_dist.config import STAGES
 from pad_dist.sparse.placement import Block
+from tests.support.stages import STAGES
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "prime_pantry.yaml")
 

@@ -22,7 +22,8 @@ def splits(hits: int) -> dict[str, Any]:
 def report() -> dict[str, Any]:
     return build_report(
         dataset={"users": 8000, "items": 20, "interactions": 64},
-        stages={"disentangle": splits(7), "pretrain": splits(3)},
+        method="pad",
+        stages={"pretrain": splits(3), "disentangle": splits(7)},
         experts={"id": splits(4), "text": splits(2)},
         popularity=splits(1),
         timings_s={"pretrain": 1.5},
@@ -46,7 +47,7 @@ def test_the_file_has_the_published_structure(report: dict[str, Any], tmp_path: 
     write_report(str(tmp_path), report)
     found = json.loads((tmp_path / "report.json").read_text())
     assert found == report
-    assert {"dataset", "stages", "timings_s", "environment"} <= set(found)
+    assert {"dataset", "method", "stages", "timings_s", "environment"} <= set(found)
     metrics = found["stages"]["disentangle"]["test"]
     assert set(metrics) == {"hr@10", "ndcg@10", "users", "cold", "by_bin"}
     assert set(metrics["cold"]) == {"hr@10", "ndcg@10", "users"}

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pad_dist.config import KernelName
-from pad_dist.objectives.info_nce import info_nce
+from pad_dist.objectives.info_nce import contrast, info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.samples import once
 
@@ -20,6 +20,8 @@ Samples = tuple[Tensor, Tensor, Tensor]
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
 LOSSES: dict[str, Loss] = {kernel: partial(mk_mmd, kernel=kernel) for kernel in KERNELS}
 LOSSES["infonce"] = partial(info_nce, temperature=0.2)
+LOSSES["infonce of sub-vectors"] = partial(info_nce, temperature=0.2, sub_vectors=5)
+LOSSES["contrast"] = partial(contrast, temperature=0.2)
 STAND_ON = ([2, 5, 9], [5, 7, 9, 11])
 """Items of each rank."""
 

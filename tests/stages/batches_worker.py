@@ -12,11 +12,11 @@ limit_threads()
 
 import torch
 
-from pad_dist.config import STAGES
 from pad_dist.config_file import load_config
 from pad_dist.stages.system import build_system
 from pad_dist.stages.train import Trainer
 from pad_dist.training.ranks import launched
+from tests.support.stages import STAGES
 
 
 def main(settings: str, target: str) -> None:

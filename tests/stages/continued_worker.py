@@ -15,12 +15,12 @@ limit_threads()
 import numpy as np
 import torch
 
-from pad_dist.config import STAGES
 from pad_dist.config_file import load_config
 from pad_dist.evaluation.evaluate import validate
 from pad_dist.stages.system import System, build_system, initialise, load_trained
 from pad_dist.stages.train import train_stage
 from pad_dist.training.ranks import launched
+from tests.support.stages import STAGES
 
 
 @torch.no_grad()

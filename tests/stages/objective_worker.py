@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import parts
+from tests.support.stages import STAGES
 
 ITEMS, DIM, TEXT_DIM = 9, 8, 5
 CATALOGUE = 60
@@ -80,7 +81,7 @@ def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | Non
     """The stage's loss over a model with weights that are always the same."""
     torch.manual_seed(0)
     made_of = parts(settings, stage)
-    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gated)
+    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gated, made_of.head)
     return StageObjective(pad, stage, settings, CATALOGUE, group).train()
 
 

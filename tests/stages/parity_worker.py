@@ -1,4 +1,4 @@
-"""Twenty steps of each stage for several variants in one launch.
+"""Twenty steps of each of the method's stages for several variants in one launch.
 
 A variant is ZeRO stage, precision and overrides, such as "2 bf16 model.backbone=caser".
 Rank 0 writes the losses as JSON: {variant: {stage: losses}}.
@@ -15,9 +15,9 @@ from pad_dist.threads import limit_threads
 
 limit_threads()
 
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import load_config
-from pad_dist.stages.parts import made_from, stage_dir
+from pad_dist.stages.parts import made_from, stage_dir, stages
 from pad_dist.stages.system import build_system, initialise
 from pad_dist.stages.train import Trainer
 from pad_dist.training.engine import full_state
@@ -47,7 +47,7 @@ def main(settings: str, target: str, *variants: str) -> None:
             zero, precision, *overrides = variant.split()
             overrides += [f"training.zero_stage={zero}", f"training.precision={precision}"]
             config = load_config(settings, overrides, out=f"{base.out}/{ranks.world_size}-{number}")
-            losses[variant] = {stage: train_steps(config, stage, ranks) for stage in STAGES}
+            losses[variant] = {stage: train_steps(config, stage, ranks) for stage in stages(config)}
         if ranks.is_first:
             Path(target).write_text(json.dumps(losses))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pad_dist.config import STAGES
 from pad_dist.data import versions
+from tests.support.stages import STAGES
 from tests.support.tiny_text import write_tiny_text
 from tests.support.tiny_versions import publish_tiny
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pad_dist import storage
-from pad_dist.config import STAGES, Config, StageName
+from pad_dist.config import Config, StageName
 from pad_dist.config_file import load_config
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
@@ -16,6 +16,7 @@ from pad_dist.errors import UserError
 from pad_dist.stages.parts import check_ready, fingerprint, inherits, made_from
 from pad_dist.stages.trained_on import record
 from pad_dist.training.checkpoint import FORMAT
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences
 from tests.support.tiny_text import write_tiny_text
 from tests.support.tiny_versions import publish_tiny
@@ -106,6 +107,13 @@ def test_hashed_tables_are_continued_by_like_ones_and_place_no_new_items_by_text
     assert "was trained with sparse.hashed={" in message and "this run has None" in message
     storage.remove(f"{root}/versions/{versions.current(root)}/text")
     check_ready(continued(root, hashed[0]), "pretrain", "run.yaml")
+
+
+def test_another_method_of_the_stage_is_not_continued(root: str) -> None:
+    message = refusal(continued(root, "method=rlmrec_con"), "pretrain")
+    assert "was trained with method=pad, this run has method=rlmrec_con, whose pretrain stage is another" in message
+    check_ready(continued(root, "method=id"), "pretrain", "run.yaml")
+    check_ready(continued(root, "method=llm_init"), "pretrain", "run.yaml")
 
 
 def test_a_run_without_the_stage_is_refused(root: str) -> None:

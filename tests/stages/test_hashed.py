@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pad_dist.config import STAGES, StageName
+from pad_dist.config import StageName
 from pad_dist.data.dataset import key_id
 from tests.stages import hashed_worker, resume_worker
 from tests.support.ranks import run_ranks
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from pad_dist.config import STAGES, StageName
+from pad_dist.config import StageName
 from pad_dist.objectives.info_nce import info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
@@ -26,6 +26,7 @@ from tests.stages.objective_worker import (
     variants,
 )
 from tests.support.ranks import run_ranks
+from tests.support.stages import STAGES
 
 
 def test_bce_takes_its_own_negatives() -> None:

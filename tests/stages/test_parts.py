@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pad_dist import storage
-from pad_dist.config import STAGES, Config
+from pad_dist.config import Config, MethodName, StageName
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import PARTS, Parts, check_ready, evaluation_mark, fingerprint, is_trained, parts
+from pad_dist.stages.parts import METHODS, Parts, check_ready, evaluation_mark, fingerprint, is_trained, parts, stages
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -62,7 +63,7 @@ def stale(before: Config, after: Config) -> set[str]:
         ("evaluation.every=2", EVERY),
         ("pretrain.lr=0.5", EVERY),
         ("pretrain.epochs=3", EVERY),
-        ("text.center=false", ONCE_ALIGNED),
+        ("text.transform=none", ONCE_ALIGNED),
         ("align.lr=0.5", ONCE_ALIGNED),
         ("align.sparse_lr=0.5", ONCE_ALIGNED),
         ("align.gamma=0.5", ONCE_ALIGNED),
@@ -153,16 +154,90 @@ def test_two_experts_need_their_own_tables_and_stages_alone(folder: Path, tmp_pa
     assert parts(without_id, "disentangle") == Parts(
         ("aligned", "text"), ("aligned",), (("align", "aligned", "aligned"),), gated=True
     )
-    assert [parts(without_id, stage) for stage in STAGES[:2]] == [PARTS[stage] for stage in STAGES[:2]]
+    assert [parts(without_id, stage) for stage in STAGES[:2]] == [METHODS["pad"][stage] for stage in STAGES[:2]]
 
 
-def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it() -> None:
-    for stage, made_of in PARTS.items():
+@pytest.mark.parametrize("method", METHODS)
+def test_an_expert_is_inherited_from_an_earlier_stage_that_has_it(method: MethodName) -> None:
+    order = list(METHODS[method])
+    for stage, made_of in METHODS[method].items():
         assert set(made_of.tables) == {name for name in made_of.experts if name != "text"}
         for source, there, here in made_of.inherits:
-            assert STAGES.index(source) < STAGES.index(stage)
-            assert there in PARTS[source].tables and here in made_of.tables
-        assert {here for _, _, here in made_of.inherits} == (set(made_of.tables) if stage != "pretrain" else set())
+            assert order.index(source) < order.index(stage)
+            assert there in METHODS[method][source].experts and here in made_of.experts
+
+
+def test_stages_that_are_made_alike_are_one_between_methods(folder: Path) -> None:
+    found = {name: config(folder, f"method={name}") for name in METHODS}
+    gated = config(folder, "disentangle.trained_text=true", "disentangle.freeze=[id,aligned,text]")
+    assert stages(found["pad"]) == STAGES
+    assert stages(gated) == ("pretrain", "align", "pretrain_text", "disentangle")
+
+    def made(stage: StageName, *configs: Config) -> set[str]:
+        return {fingerprint(one, stage) for one in configs}
+
+    alike = [found[name] for name in ("id", "clip", "pad")]
+    assert len(made("pretrain", *alike, gated)) == 1
+    others = [found[name] for name in ("llm_init", "ctrl", "rlmrec_con", "rlmrec_gen")]
+    assert len(made("pretrain", *alike, *others)) == 5
+    assert len(made("pretrain_text", found["text"], gated)) == 1
+    assert len(made("pretrain_text", found["text"], found["whitenrec"])) == 2
+    assert len(made("align", found["clip"], found["ctrl"], found["pad"])) == 3
+    ablation = config(folder, "align.alignment=infonce")
+    assert len(made("align", found["clip"], ablation)) == 1
+    assert len(made("disentangle", found["pad"], gated, config(folder, "disentangle.trained_text=true"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "method", "stale_stages"),
+    [
+        ("ctrl.temperature=0.5", "ctrl", {"align", "pretrain"}),
+        ("ctrl.sub_vectors=2", "ctrl", {"align", "pretrain"}),
+        ("rlmrec_con.weight=0.5", "rlmrec_con", {"pretrain"}),
+        ("rlmrec_con.temperature=0.5", "rlmrec_con", {"pretrain"}),
+        ("rlmrec_gen.mask_share=0.5", "rlmrec_gen", {"pretrain"}),
+        ("rlmrec_gen.weight=0.5", "rlmrec_gen", {"pretrain"}),
+        ("rlmrec_gen.temperature=0.7", "rlmrec_gen", {"pretrain"}),
+        ("pretrain_text.lr=0.5", "text", {"pretrain_text"}),
+    ],
+)
+def test_a_method_s_own_keys_redo_its_stages_and_no_others(
+    folder: Path, override: str, method: str, stale_stages: set[str]
+) -> None:
+    for name in METHODS:
+        before, after = config(folder, f"method={name}"), config(folder, f"method={name}", override)
+        redone = {stage for stage in stages(before) if fingerprint(before, stage) != fingerprint(after, stage)}
+        shared = override.startswith("pretrain_text") and name == "whitenrec"
+        assert redone == (stale_stages if name == method or shared else set()), name
+
+
+def test_a_stage_that_the_method_does_not_have_is_refused_with_those_it_has(folder: Path) -> None:
+    for method, stage, has in (
+        ("id", "align", "pretrain"),
+        ("text", "pretrain", "pretrain_text"),
+        ("ctrl", "disentangle", "align, pretrain"),
+        ("pad", "pretrain_text", "pretrain, align, disentangle"),
+    ):
+        with pytest.raises(UserError) as refused:
+            check_ready(config(folder, f"method={method}"), stage, "c.yaml")
+        assert str(refused.value) == f"method={method} has no {stage} stage, it has {has}"
+
+
+def test_fine_tuning_waits_for_the_alignment_and_a_frozen_text_expert_for_its_stage(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"pretrain needs a trained align stage .* run `deepspeed launchers/align\.py"):
+        check_ready(config(folder, "method=ctrl"), "pretrain", "c.yaml")
+    gated = config(folder, "disentangle.trained_text=true")
+    assert ("pretrain_text", "text", "text") in parts(gated, "disentangle").inherits
+    assert ("pretrain_text", "text", "text") not in parts(config(folder), "disentangle").inherits
+
+
+def test_rows_cannot_start_from_narrower_texts(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.dim=128 from text vectors of only 8 dimensions: set model\.dim to at"):
+        check_ready(config(folder, "method=llm_init"), "pretrain", "c.yaml")
+    check_ready(config(folder, "method=llm_init", "model.dim=8"), "pretrain", "c.yaml")
+    with pytest.raises(UserError, match="embed_items"):
+        check_ready(config(folder, "method=llm_init", "model.dim=8", "text.pooling=last"), "pretrain", "c.yaml")
+    check_ready(config(folder, "method=id", "text.pooling=last"), "pretrain", "c.yaml")
 
 
 def test_text_vectors_of_another_model_are_refused(folder: Path) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pad_dist.config import STAGES, StageName
+from pad_dist import storage
+from pad_dist.config import StageName
 from tests.stages import resume_worker as worker
 from tests.support.ranks import run_ranks
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -35,11 +37,13 @@ def settings(
     dropout: float = 0.0,
     backbone: str = "sasrec",
     asynchronous: bool = False,
+    method: str = "pad",
     **training: Any,
 ) -> dict[str, Any]:
     stage = {"epochs": 2, "sparse_lr": 0.02}
     return {
         "name": "resume",
+        "method": method,
         "out": str(out),
         "dataset": dataset,
         "model": {"dim": 16, "max_length": 8, "dropout": dropout, "backbone": backbone},
@@ -47,6 +51,7 @@ def settings(
         # Training that waits for its saves goes on from the last one before it was killed.
         "checkpoint": {"every": 3, "asynchronous": asynchronous},
         "pretrain": stage,
+        "pretrain_text": stage,
         "align": stage,
         "disentangle": stage,
     }
@@ -118,6 +123,38 @@ def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, 
             assert sorted(resumed) == list(range(SAVED, STEPS))
             for step, loss in resumed.items():
                 assert loss == pytest.approx(expected[stage][step], rel=1e-5), (stage, world_size, step)
+
+
+METHODS: list[tuple[str, StageName, int]] = [
+    ("text", "pretrain_text", 0),
+    ("ctrl", "align", 1),
+    ("rlmrec_con", "pretrain", 0),
+    ("rlmrec_gen", "pretrain", 3),
+    ("llm_init", "pretrain", 2),
+]
+
+
+def test_other_methods_go_on_as_if_nothing_had_happened(dataset: str, tmp_path: Path) -> None:
+    def runs(name: str) -> Runs:
+        return [
+            (settings(dataset, tmp_path / name / method, dropout=0.2, method=method, zero_stage=zero), stage)
+            for method, stage, zero in METHODS
+        ]
+
+    for values, _ in (every := [*runs("whole"), *runs("cut")]):
+        values["model"]["dim"] = 12
+    whole, cut = every[: len(METHODS)], every[len(METHODS) :]
+    expected = train(whole, 2)
+    train(cut, 2, STOP)
+    for (method, stage, _), there, here in zip(METHODS, expected, train(cut, 2), strict=True):
+        assert here == {step: there[step] for step in range(SAVED, STEPS)}, method
+        old, new = (weights(tmp_path / name / method, stage) for name in ("whole", "cut"))
+        assert old and old.keys() == new.keys()
+        for name, value in old.items():
+            np.testing.assert_array_equal(new[name], value, err_msg=f"{method} {name}")
+    assert not list((tmp_path / "whole" / "text").rglob("tables-*"))
+    result = storage.read_json(f"{tmp_path}/whole/ctrl/align/result.json")
+    assert result["epoch"] == 2  # the last, whatever an untrained encoder scores
 
 
 def test_more_ranks_than_users_train_the_same_with_checkpoints_in_another_place(tmp_path: Path) -> None:

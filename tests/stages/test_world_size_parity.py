@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pad_dist.config import STAGES
+from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -25,6 +25,17 @@ OTHERS = [
     "2 fp32 align.alignment=infonce align.anchor=false disentangle.experts=[aligned,text] disentangle.gate=none",
 ]
 """Each loss and each backbone once, and other parts."""
+METHODS = [
+    "0 fp32 method=id",
+    "0 fp32 method=text training.loss.kind=gbce",
+    "2 fp32 method=whitenrec model.backbone=gru4rec",
+    "0 fp32 method=llm_init model.dim=12 training.loss.kind=bce",
+    "0 fp32 method=clip align.mmd_item_share=0.5",
+    "0 fp32 method=ctrl",
+    "1 fp32 method=rlmrec_con training.loss.kind=softmax",
+    "3 fp32 method=rlmrec_gen model.backbone=ligr",
+    "1 fp32 disentangle.trained_text=true disentangle.freeze=[id,aligned,text] model.backbone=caser",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Losses]:
     file.write_text(json.dumps(settings))
     every = [f"{zero} {precision}" for precision in ("fp32", "bf16") for zero in range(4)]
     return {
-        world_size: launch(world_size, file, folder / f"{world_size}.json", [*variants, *OTHERS])
+        world_size: launch(world_size, file, folder / f"{world_size}.json", [*variants, *OTHERS, *METHODS])
         for world_size, variants in ((1, ["0 fp32"]), (2, every))
     }
 
@@ -56,7 +67,7 @@ def launch(world_size: int, settings: Path, target: Path, variants: list[str]) -
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     command = [*torchrun, str(WORKER), str(settings), str(target), *variants]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     content: Losses = json.loads(target.read_text())
     return content
@@ -85,6 +96,37 @@ def test_two_ranks_take_the_steps_of_one_with_other_losses_backbones_and_parts(
     losses: dict[int, Losses], stage: str, variant: str
 ) -> None:
     np.testing.assert_allclose(losses[2][variant][stage], losses[1][variant][stage], rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", METHODS)
+def test_two_ranks_take_the_steps_of_one_in_every_stage_of_every_method(
+    losses: dict[int, Losses], variant: str
+) -> None:
+    one, two = losses[1][variant], losses[2][variant]
+    assert list(one) == list(two)
+    for stage in one:
+        np.testing.assert_allclose(two[stage], one[stage], rtol=1e-5, err_msg=stage)
+        if stage != "disentangle":  # of which the gate alone learns here
+            assert np.mean(one[stage][-5:]) < 0.97 * np.mean(one[stage][:5]), stage
+
+
+def test_methods_have_their_stages_and_share_what_is_the_same(losses: dict[int, Losses]) -> None:
+    found = losses[1]
+    stages = {variant.split()[2]: list(found[variant]) for variant in METHODS}
+    assert stages.pop("disentangle.trained_text=true") == ["pretrain", "align", "pretrain_text", "disentangle"]
+    assert stages == {
+        "method=id": ["pretrain"],
+        "method=text": ["pretrain_text"],
+        "method=whitenrec": ["pretrain_text"],
+        "method=llm_init": ["pretrain"],
+        "method=clip": ["pretrain", "align"],
+        "method=ctrl": ["align", "pretrain"],
+        "method=rlmrec_con": ["pretrain"],
+        "method=rlmrec_gen": ["pretrain"],
+    }
+    pretrain = found["0 fp32"]["pretrain"]
+    assert found[METHODS[0]]["pretrain"] == found[METHODS[4]]["pretrain"] == pretrain
+    assert found["0 fp32 method=ctrl"]["pretrain"] != pretrain
 
 
 @pytest.mark.parametrize("variant", ["0 fp32", *OTHERS])

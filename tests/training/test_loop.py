@@ -34,6 +34,7 @@ class Stage:
         log_every: int = 2,
         save_every: int = 0,
         nan: tuple[int, ...] = (),
+        selects: bool = True,
         **settings: Any,
     ) -> None:
         self.hits = iter(hits)
@@ -41,7 +42,7 @@ class Stage:
         self.left: list[str] = []
         self.saved: list[Progress] = []
         self.scales: list[float] = []
-        schedule = Schedule(StageConfig(**settings), 16, STEPS, every, log_every, save_every)
+        schedule = Schedule(StageConfig(**settings), 16, STEPS, every, log_every, save_every, selects)
         start_step = start.step if start else None
         with Recorder("pretrain", str(folder), speaks=True, start_step=start_step) as recorder:
             self.best = fit(
@@ -101,6 +102,12 @@ def test_untrained_weights_are_kept_where_training_only_harms(tmp_path: Path) ->
 def test_no_epochs_leave_the_first_weights(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.3], epochs=0)
     assert [now.best.epoch for now in stage.saved] == [0] and "step" not in stage.left
+
+
+def test_where_validation_does_not_select_the_last_weights_are_kept_after_all_epochs(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.9, 0.3, 0.2, 0.2, 0.1, 0.1], epochs=5, patience=1, every=2, selects=False)
+    assert (stage.best.epoch, stage.best.step, stage.left.count("step")) == (5, 5 * STEPS, 5 * STEPS)
+    assert [now.best.epoch for now in stage.saved] == [0, 2, 4, 5]
 
 
 def test_training_stops_after_patience_without_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,117 @@
+"""The sections of a run config that say how its stages learn, and the methods that are made of them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pad_dist.config_data import Section
+
+ExpertName = Literal["id", "aligned", "text"]
+StageName = Literal["pretrain", "pretrain_text", "align", "disentangle"]
+MethodName = Literal["id", "text", "whitenrec", "llm_init", "clip", "ctrl", "rlmrec_con", "rlmrec_gen", "pad"]
+KernelName = Literal["gaussian_mixture", "gaussian", "laplace", "linear", "cosine"]
+
+
+class StageConfig(Section):
+    """One training stage."""
+
+    epochs: int = Field(100, ge=0)
+    patience: int = Field(20, ge=1)
+    """Stop after this many epochs without a better validation hr@10."""
+    lr: float = Field(1e-3, gt=0)
+    sparse_lr: float = Field(0.1, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+
+
+class AlignConfig(StageConfig):
+    """Stage 2: recommendation-anchored alignment."""
+
+    anchor: bool = True
+    """Learn from the recommendation loss too; false: from the alignment alone, encoder and fusion stay as they are."""
+    alignment: Literal["mk_mmd", "infonce"] = "mk_mmd"
+    """What draws texts t and rows e of the aligned table together. `mk_mmd`: their distributions (the paper's);
+    `infonce`: the two of one item, apart from those of all others in the batch, as in CLIP."""
+    gamma: float = Field(0.2, ge=0)
+    """Weight of the alignment; 0 leaves it out."""
+    mmd_item_share: float = Field(1.0, gt=0, le=1)
+    """Share of items, redrawn per step by hash, that enter the alignment; 1 is the paper's."""
+    kernel: KernelName = "gaussian_mixture"
+    """Of MK-MMD, m being the mean squared distance of all pairs. `gaussian_mixture`: exp(-|x - y|^2 / (2 a m)) summed
+    over a = 1/8, 1/4, ..., 2 (the paper's); `gaussian`: a = 1; `laplace`: exp(-|x - y| / sqrt(m)), Euclidean;
+    `linear`: <x, y>, which compares means alone; `cosine`: that of L2-normalised vectors."""
+    samples: Literal["occurrences", "unique"] = "occurrences"
+    """Of MK-MMD: every occurrence in the batch, padding too (the paper's), or each item once, as in InfoNCE."""
+    temperature: float = Field(0.07, gt=0)
+    """Divides the cosines (infonce)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.anchor or self.gamma):
+            raise ValueError("anchor=false and gamma=0 leave nothing to learn from: set one of them")
+        if self.alignment == "infonce" and (self.kernel != "gaussian_mixture" or self.samples != "occurrences"):
+            raise ValueError("kernel and samples belong to alignment=mk_mmd: with infonce leave them out")
+        return self
+
+
+class DisentangleConfig(StageConfig):
+    """Stage 3: frequency-gated mixture of experts."""
+
+    experts: tuple[ExpertName, ...] = Field(("id", "aligned", "text"), min_length=2)
+    """Which are mixed: two, or the paper's three."""
+    gate: Literal["frequency", "none"] = "frequency"
+    """What weighs the experts: the item's frequency bin, with weights that are learned, or nothing: all count alike."""
+    trained_text: bool = False
+    """Train the text expert alone first, in stage `pretrain_text`, and start from it; the paper's starts at random."""
+    freeze: tuple[ExpertName, ...] = ()
+    """Experts kept as they come; the paper freezes none. All of them: the gate alone learns; needs trained_text."""
+    expert_loss: float = Field(0.0, ge=0)
+    """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
+    gate_lr: float = Field(1e-2, gt=0)
+    gate_weight_decay: float = Field(0.01, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.experts)) < len(self.experts):
+            raise ValueError(f"experts={list(self.experts)} names one twice")
+        if self.trained_text and "text" not in self.experts:
+            raise ValueError(f"trained_text=true, but text is not one of experts={list(self.experts)}")
+        if not set(self.freeze) <= set(self.experts):
+            raise ValueError(f"freeze={list(self.freeze)} must be some of experts={list(self.experts)}")
+        untrained = "text" in self.experts and not self.trained_text
+        if set(self.freeze) == set(self.experts) and (self.gate == "none" or untrained):
+            raise ValueError(
+                f"freeze={list(self.freeze)} is all of the experts, which leaves the gate to learn: that needs "
+                "gate=frequency, and trained_text=true for the text expert"
+            )
+        return self
+
+
+class CtrlConfig(Section):
+    """CTRL's first stage, the alignment alone (arXiv 2306.02841)."""
+
+    sub_vectors: int = Field(4, ge=1)
+    """Parts of equal width that each vector is cut into; 1 compares whole vectors, as `align.alignment=infonce` does.
+    METHOD leaves this and the temperature open; these are ours."""
+    temperature: float = Field(0.07, gt=0)
+    """Divides the similarities."""
+
+
+class RlmrecConConfig(Section):
+    """RLMRec-Con's loss beside the recommendation loss: rows of the ID table near their texts (arXiv 2310.15950)."""
+
+    weight: float = Field(0.01, gt=0)
+    temperature: float = Field(0.2, gt=0)
+    """Divides the cosines."""
+
+
+class RlmrecGenConfig(Section):
+    """RLMRec-Gen's: texts of masked items from what the encoder makes of the others (arXiv 2310.15950)."""
+
+    weight: float = Field(0.1, gt=0)
+    temperature: float = Field(0.5, gt=0)
+    """Divides the cosines."""
+    mask_share: float = Field(0.15, gt=0, lt=1)
+    """Share of items, redrawn per step by hash, whose vectors the encoder reads as a learned token."""
