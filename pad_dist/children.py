@@ -26,10 +26,7 @@ class Failure:
     status: int
 
     def __str__(self) -> str:
-        if self.status >= 0:
-            return f"exit status {self.status}"
-        perhaps = " (is there enough memory?)" if self.status == -signal.SIGKILL else ""
-        return f"{signal.Signals(-self.status).name}{perhaps}"
+        return status_text(self.status)
 
 
 def run_children(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> Failure | None:
@@ -41,7 +38,7 @@ def run_children(commands: Sequence[Sequence[str]], environments: Sequence[Mappi
         SystemExit: with STOPPED_STATUS, after a signal.
     """
     failure = None
-    with _signals() as received:
+    with signals() as received:
         pairs = zip(commands, environments, strict=True)
         children = [subprocess.Popen(command, env={**os.environ, **own}) for command, own in pairs]
         sent, deadline = None, float("inf")
@@ -62,14 +59,22 @@ def run_children(commands: Sequence[Sequence[str]], environments: Sequence[Mappi
     return failure or _first_failure(children)
 
 
+def status_text(status: int) -> str:
+    """How a process ended, in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    perhaps = " (is there enough memory?)" if status == -signal.SIGKILL else ""
+    return f"{signal.Signals(-status).name}{perhaps}"
+
+
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> Failure | None:
     failed = ((place, child) for place, child in enumerate(children) if child.returncode)
     return next((Failure(place, child.pid, child.returncode) for place, child in failed), None)
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals to end that come inside."""
+def signals() -> Iterator[list[int]]:
+    """The signals to end (SIGTERM, SIGINT) that come inside, which end nothing by themselves."""
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda got, frame: received.append(got)) for number in numbers}

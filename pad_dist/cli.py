@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pad_dist import checkpoint_cli, data_cli
+from pad_dist import checkpoint_cli, compare_cli, data_cli
 from pad_dist.config_file import load_config
 from pad_dist.doctor import diagnose, print_checks
 from pad_dist.entry import end_on_signals, user_errors
@@ -17,6 +17,8 @@ from pad_dist.threads import limit_threads
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(data_cli.app, name="data")
 app.add_typer(checkpoint_cli.app, name="checkpoint")
+app.command()(compare_cli.compare)
+app.command()(compare_cli.tune)
 DEVICES = "cpu (this machine), h100, h200, a100-40, a100-80, l4, v100-16, v100-32, or GiB of a GPU"
 ConfigPath = Annotated[str, typer.Option("--config", help="run YAML, such as configs/demo.yaml")]
 Out = Annotated[str | None, typer.Option("--out", help="directory of the run; default: the config's")]
@@ -24,7 +26,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=val
 
 
 @app.command()
-def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    out: Out = None,
+    overrides: Overrides = None,
+    until: Annotated[str, typer.Option(help="last step to take: data (ETL and texts), a stage, or evaluate")] = "",
+    reuse: Annotated[str, typer.Option(help="take stages that runs below this directory have trained alike")] = "",
+) -> None:
     """ETL, embedding, the three stages and evaluation; skips what is done."""
     # torch and the engines load only for the commands that compute.
     from pad_dist.evaluation.report import bin_table, console, report_table
@@ -34,7 +42,16 @@ def run(config: ConfigPath, out: Out = None, overrides: Overrides = None) -> Non
     end_on_signals()
     with user_errors():
         settings = load_config(config, overrides, out)
-        report = run_pipeline(settings, config, overrides or [], lambda text: screen.print(f"[bold]{text}[/bold]"))
+        report = run_pipeline(
+            settings,
+            config,
+            overrides or [],
+            lambda text: screen.print(f"[bold]{text}[/bold]"),
+            until=until,
+            reuse=reuse,
+        )
+    if report is None:
+        return
     screen.print(report_table(report))
     screen.print(bin_table(report))
     screen.print(f"report: {settings.out}/report.json")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pad_dist.config import Config
 from pad_dist.errors import UserError
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def load_config(path: str, overrides: list[str] | None = None, out: str | None = None) -> Config:
@@ -20,6 +22,20 @@ def load_config(path: str, overrides: list[str] | None = None, out: str | None =
     Raises:
         UserError: missing file, bad YAML, unknown key (with the nearest valid
             one) or a value of the wrong type.
+    """
+    values = read_yaml(path)
+    for override in overrides or []:
+        _apply(values, override)
+    if out:
+        values["out"] = out
+    return parse_config(values, path)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: missing file, bad YAML, or something else than a mapping.
     """
     file = Path(path)
     if not file.is_file():
@@ -30,11 +46,7 @@ def load_config(path: str, overrides: list[str] | None = None, out: str | None =
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of sections, not {type(values).__name__}")
-    for override in overrides or []:
-        _apply(values, override)
-    if out:
-        values["out"] = out
-    return parse_config(values, path)
+    return values
 
 
 def config_from_arguments(description: str, arguments: list[str] | None = None) -> tuple[Config, str]:
@@ -55,11 +67,20 @@ def config_from_arguments(description: str, arguments: list[str] | None = None) 
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Validate plain values; `source` names them in errors."""
+    """Validate the plain values of a run config; `source` names them in errors."""
+    return parse_section(Config, values, source)
+
+
+def parse_section(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
+    """Validate plain values; `source` names them in errors.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one) or a value of the wrong type.
+    """
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise UserError(f"{source}: " + "; ".join(_explain(e, kind) for e in error.errors())) from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -77,11 +98,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return _nearest(name, location)
+        return _nearest(name, location, kind)
     if name == "training.gradient_accumulation":
         return (
             f"{name}={error['input']}: only 1 is possible, the sparse tables step in every backward; "
@@ -93,8 +114,8 @@ def _explain(error: Any) -> str:
     return f"{name}: {message}" if name else message
 
 
-def _nearest(name: str, location: list[str]) -> str:
-    known = _keys(Config)
+def _nearest(name: str, location: list[str], kind: type[BaseModel]) -> str:
+    known = _keys(kind)
     *sections, leaf = location
     siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == ".".join(sections)]
     # A slip of the pen in the right section, else the right word in the wrong section, else what looks alike.
@@ -108,7 +129,8 @@ def _nearest(name: str, location: list[str]) -> str:
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
-    for name, field in section.model_fields.items():
+    for attribute, field in section.model_fields.items():
+        name = field.alias or attribute
         keys.append(prefix + name)
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):

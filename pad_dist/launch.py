@@ -11,8 +11,10 @@ from pad_dist.data.dataset import Dataset
 from pad_dist.devices import local_ranks, this_device
 from pad_dist.entry import user_errors
 from pad_dist.errors import UserError
-from pad_dist.evaluation.evaluate import evaluate_stage, validate
-from pad_dist.evaluation.report import console, metrics_table
+from pad_dist.evaluation.evaluate import Metrics, evaluate_stage, validate
+from pad_dist.evaluation.forgetting import measure_forgetting
+from pad_dist.evaluation.rank_file import RankFile
+from pad_dist.evaluation.report import console, metrics_table, print_forgetting
 from pad_dist.stages.parts import (
     check_ready,
     command,
@@ -41,7 +43,7 @@ def train_main(stage: StageName) -> None:
 
 
 def evaluate_main() -> None:
-    """Rank the catalogue with every trained stage; leaves `evaluation.json` in each stage's directory."""
+    """Rank the catalogue with every trained stage; leaves `evaluation.json` and its like in each stage's directory."""
     with user_errors():
         config, path = config_from_arguments("rank the full catalogue with every trained stage")
         with launched(config.training) as ranks:
@@ -49,12 +51,31 @@ def evaluate_main() -> None:
             trained = [stage for stage in ranked_stages(config) if is_trained(config, stage)]
             if not trained:
                 raise _nothing_trained(config, path)
+            before: dict[str, Metrics] | None = None
             for stage in trained:
-                results = evaluate_stage(config, stage, ranks)
-                if ranks.is_first:
-                    target = f"{stage_dir(config, stage)}/evaluation.json"
-                    storage.write_json(target, {"mark": evaluation_mark(config, stage), "scores": results})
-                    console().print(metrics_table(f"{config.name}: {stage}", results))
+                results = _evaluate(config, stage, ranks, before)
+                before = results.get("id") if stage == "pretrain" else before
+
+
+def _evaluate(
+    config: Config, stage: StageName, ranks: Ranks, before: dict[str, Metrics] | None
+) -> dict[str, dict[str, Metrics]]:
+    """Evaluate one stage and write what is found; `before`: what the pretrain stage's ID expert had. Collective."""
+    results, every_user = evaluate_stage(config, stage, ranks)
+    lost = None
+    if stage == "align" and "aligned" in results and before is not None:
+        lost = measure_forgetting(config, before, ranks)
+    if ranks.is_first:
+        target, mark = stage_dir(config, stage), evaluation_mark(config, stage)
+        # First: who finds evaluation.json finds what is beside it, of the same mark.
+        RankFile(every_user, mark, Dataset.open(config.dataset).content_hash).write(f"{target}/ranks.safetensors")
+        if lost is not None:
+            storage.write_json(f"{target}/forgetting.json", {"mark": mark, **lost})
+        storage.write_json(f"{target}/evaluation.json", {"mark": mark, "scores": results})
+        console().print(metrics_table(f"{config.name}: {stage}", results))
+        if lost is not None:
+            print_forgetting(config.name, lost)
+    return results
 
 
 def _pinned(config: Config, ranks: Ranks) -> Config:

@@ -14,9 +14,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pad_dist import storage
 from pad_dist.children import run_children
@@ -45,15 +46,20 @@ from pad_dist.stages.parts import (
     stage_dir,
     stages,
 )
+from pad_dist.stages.reuse import finished_elsewhere, take_over
 from pad_dist.training.ranks import device_kind
 
 
 @dataclass(frozen=True)
 class Run:
-    """One `pad-dist run`: the config and the arguments that make a child process read the same."""
+    """One `pad-dist run`: the config and the arguments that make a child process read the same.
+
+    `reuse`: a directory; a stage that a run below it has trained with these settings and data is taken from there.
+    """
 
     config: Config
     arguments: tuple[str, ...]
+    reuse: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,20 +67,32 @@ class Step:
     """A named part of a run.
 
     `mark` digests what it would be made from, `found` is the mark of what is there
-    (None: nothing is), `make` makes it.
+    (None: nothing is), `make` makes it, and gives the seconds that it took where it was not made now.
     """
 
     name: str
     mark: Callable[[], str]
     found: Callable[[], str | None]
-    make: Callable[[], None]
+    make: Callable[[], float | None]
 
 
-def run(config: Config, config_path: str, overrides: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    config: Config,
+    config_path: str,
+    overrides: list[str],
+    say: Callable[[str], None],
+    *,
+    until: str = "",
+    reuse: str = "",
+) -> dict[str, Any] | None:
     """Do what is not yet done and return the report, also left at `<out>/report.json`.
 
+    Args:
+        until: the last step to take: "data", all before the first stage, a stage or "evaluate"; then no report is made.
+        reuse: see `Run`.
+
     Raises:
-        UserError: the environment is wrong, or a step of the run failed.
+        UserError: the environment is wrong, there is no step `until`, or a step of the run failed.
         SystemExit: with status 2, where a step has told the user's mistake; with STOPPED_STATUS, after a signal; with
             that of a failed rank.
     """
@@ -86,7 +104,8 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"cannot write to {config.out}, {there} is no directory or read-only: choose another --out")
     # JSON is YAML too, and keeps a name such as 2024 a string.
-    this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"))
+    this = Run(config, ("--config", config_path, *overrides, f"out={json.dumps(config.out)}"), reuse)
+    _check_until(config, until)
     if config.continue_from:
         for stage in stages(config):
             earlier(config, stage)  # told before hours of ETL
@@ -102,17 +121,37 @@ def run(config: Config, config_path: str, overrides: list[str], say: Callable[[s
             say(f"{step.name}: start")
             storage.remove(f"{config.out}/report.json")  # it told of other steps
             started = time.monotonic()
-            step.make()
-            timings[step.name] = round(time.monotonic() - started, 2)
+            elsewhere = step.make()
+            timings[step.name] = round(time.monotonic() - started if elsewhere is None else elsewhere, 2)
             storage.write_json(timings_url, timings)
             say(f"{step.name}: done in {timings[step.name]:.0f} s")
 
     do(data_steps(this))
     this = pinned(this)
-    do(model_steps(this, say))
+    do(last_steps(model_steps(this, say), until))
+    if until:
+        return None
     report = _report(this.config, timings)
     write_report(config.out, report)
     return report
+
+
+def _check_until(config: Config, until: str) -> None:
+    known = ("data", *stages(config), "evaluate")
+    if until and until not in known:
+        raise UserError(f"the run has no step {until}: give --until one of {', '.join(known)}")
+
+
+def last_steps(steps: list[Step], until: str) -> list[Step]:
+    """The steps up to `until`, see `run`; all of them for ""."""
+    if until == "data":
+        return list(takewhile(lambda step: not is_stage(step.name), steps))
+    return steps[: [step.name for step in steps].index(until) + 1] if until else steps
+
+
+def is_stage(name: str) -> bool:
+    """Whether a step trains a stage."""
+    return name in get_args(StageName)
 
 
 def data_steps(this: Run) -> list[Step]:
@@ -126,7 +165,8 @@ def data_steps(this: Run) -> list[Step]:
 def pinned(this: Run) -> Run:
     """The run on the version that is current now, whatever is published until it ends."""
     dataset = versions.resolve(this.config.dataset)
-    return Run(this.config.model_copy(update={"dataset": dataset}), (*this.arguments, f"dataset={json.dumps(dataset)}"))
+    arguments = (*this.arguments, f"dataset={json.dumps(dataset)}")
+    return replace(this, config=this.config.model_copy(update={"dataset": dataset}), arguments=arguments)
 
 
 def model_steps(this: Run, say: Callable[[str], None]) -> list[Step]:
@@ -191,8 +231,13 @@ def _synthetic(config: Config) -> Step:
 def _train(this: Run, stage: StageName, say: Callable[[str], None]) -> Step:
     config = this.config
 
-    def make() -> None:
+    def make() -> float | None:
+        source = finished_elsewhere(config, stage, this.reuse) if this.reuse else None
+        if source:
+            say(f"{stage}: trained already in {source}, taken from there")
+            return take_over(config, stage, source)
         _ranks(this, stage, say)
+        return None
 
     def found() -> str | None:
         # The stage keeps its own mark: a launcher may have trained it, here or on a cluster.
@@ -245,9 +290,9 @@ def _result(config: Config, stage: StageName) -> dict[str, Any]:
 
 
 def _evaluation(config: Config, stage: StageName) -> dict[str, Any] | None:
-    """What the evaluation of a stage left, None if it left nothing."""
-    url = f"{stage_dir(config, stage)}/evaluation.json"
-    return dict(storage.read_json(url)) if storage.exists(url) else None
+    """What the evaluation of a stage left, None if it left nothing or, before there was one, no file of ranks."""
+    url, whole = f"{stage_dir(config, stage)}/evaluation.json", f"{stage_dir(config, stage)}/ranks.safetensors"
+    return dict(storage.read_json(url)) if storage.exists(url) and storage.exists(whole) else None
 
 
 def _digest(*parts: Any) -> str:

@@ -14,8 +14,10 @@ import pytest
 import typer
 
 from pad_dist.cli import app
+from pad_dist.compare.config import load_comparison
 from pad_dist.config import Config
 from pad_dist.config_file import load_config
+from pad_dist.tune import load_space
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "k8s/README.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -77,7 +79,13 @@ def _command_problems(words: list[str], examples: Path) -> list[str]:
             if command is None:
                 return [f"no pad-dist command {' '.join(arguments)}"]
             # make_context parses the arguments and runs nothing.
-            return _refused(command.make_context, program, [*rest]) or _config_problems(rest, examples)
+            if wrong := _refused(command.make_context, program, [*rest]):
+                return wrong
+            if "--space" in rest:
+                wrong = _refused(load_space, str(ROOT / rest[rest.index("--space") + 1]))
+            if command.name == "compare":
+                return _refused(load_comparison, str(ROOT / rest[rest.index("--config") + 1]))
+            return wrong or _config_problems(rest, examples)
         case "deepspeed":
             from deepspeed.launcher.runner import parse_args
 
@@ -224,6 +232,8 @@ YAML = "```yaml\n# my.yaml\nname: my\nmodel: {dim: 32}\n```\n"
         "pad-dist run --config configs/demo.yaml model.dim=four",
         "pad-dist run --config my.yaml model.heads=3",
         "pad-dist doctor --fix",
+        "pad-dist compare --config configs/demo.yaml",
+        "pad-dist tune --config configs/demo.yaml --space configs/demo.yaml --trials 2 --out DIR",
         "pad-dist data",
         "pad-dist data lst DIR",
         "pad-dist data gc DIR",

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from pad_dist.data import versions
+from pad_dist.evaluation.rank_file import RankFile
 from tests.support.raw_files import write_raw
 from tests.support.stages import STAGES
 
@@ -118,6 +119,14 @@ def test_every_score_of_the_report_covers_every_user(first: Ended) -> None:
             assert sum(entry["users"] for entry in metrics["by_bin"]) == metrics["users"]
             hits = sum(entry["users"] * entry["hr@10"] for entry in metrics["by_bin"])
             assert hits == pytest.approx(metrics["users"] * metrics["hr@10"])
+
+
+def test_the_ranks_of_every_user_give_the_report_at_two_ranks(first: Ended, folder: Path) -> None:
+    for stage, scorer in (("pretrain", "id"), ("disentangle", "mixture")):
+        users = RankFile.read(f"{folder / OUT}/{stage}/ranks.safetensors").splits
+        for split, metrics in first.report["stages"][stage].items():
+            assert users[split].hits(scorer).mean() == metrics["hr@10"]
+            assert users[split].gains(scorer).mean() == pytest.approx(metrics["ndcg@10"], rel=1e-12)
 
 
 def test_frozen_experts_come_out_of_the_last_stage_as_they_went_in(first: Ended) -> None:

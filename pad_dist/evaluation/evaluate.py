@@ -13,16 +13,17 @@ from pad_dist.config import Config, StageName
 from pad_dist.data.loader import eval_batches
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import COUNTS_SHAPE, rank_counts, summarize
+from pad_dist.evaluation.rank_file import RankRecorder, SplitRanks
 from pad_dist.evaluation.ranking import (
     Block,
     Candidates,
     Users,
-    by_target,
     common_width,
     gather_rows,
     log_partitions,
     lookup_columns,
     rank_targets,
+    reordered,
 )
 from pad_dist.evaluation.report import SPLITS, Split
 from pad_dist.model.pad import Pad, log_mixture_users
@@ -44,13 +45,23 @@ def validate(system: System, pad: Pad) -> Metrics:
     return evaluate(system, pad, "valid", [system.main_scorer])[system.main_scorer]
 
 
-def evaluate_stage(config: Config, stage: StageName, ranks: Ranks) -> dict[str, dict[str, Metrics]]:
-    """All scores of a trained stage: {scorer: {split: metrics}}. Collective."""
+def evaluate_stage(
+    config: Config, stage: StageName, ranks: Ranks
+) -> tuple[dict[str, dict[str, Metrics]], dict[str, SplitRanks]]:
+    """All scores of a trained stage: {scorer: {split: metrics}}, and on rank 0 every user's: {split: ranks}.
+
+    Collective.
+    """
     system = load_trained(config, stage, ranks)
     pad = system.pad.eval()
     names = scorers_of(pad)
-    by_split: dict[str, dict[str, Metrics]] = {split: evaluate(system, pad, split, names) for split in SPLITS}
-    return {name: {split: by_split[split][name] for split in SPLITS} for name in names}
+    # Only the first rank keeps an integer for each user and scorer.
+    recorders = {split: RankRecorder(names, system.dataset.users if ranks.is_first else 0) for split in SPLITS}
+    by_split: dict[str, dict[str, Metrics]] = {
+        split: evaluate(system, pad, split, names, recorders[split] if ranks.is_first else None) for split in SPLITS
+    }
+    scores: dict[str, dict[str, Metrics]] = {name: {s: found[name] for s, found in by_split.items()} for name in names}
+    return scores, {split: recorder.result() for split, recorder in recorders.items()}
 
 
 def scorers_of(pad: Pad) -> list[str]:
@@ -59,13 +70,15 @@ def scorers_of(pad: Pad) -> list[str]:
 
 
 @torch.no_grad()
-def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> dict[str, Metrics]:
+def evaluate(
+    system: System, pad: Pad, split: Split, scorers: Sequence[str], recorder: RankRecorder | None = None
+) -> dict[str, Metrics]:
     """Rank the held-out item of every user who has one among the whole catalogue, once per scorer. Collective.
 
     Items of bin 0 are no candidates: padding, and what is out of use.
 
     Scorers: an expert's name; "mixture", weighed, as one inner product; "popularity",
-    train frequency, the same for every user.
+    train frequency, the same for every user. `recorder` is told every user's ranks, in the order of the dataset.
 
     Raises:
         UserError: on every rank, if no user has a target of the split.
@@ -78,7 +91,8 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
     several = candidates.blocks > 1
     for users in _user_groups(system, pad, split, USER_BYTES if several else 0):
         # With one block users stay as they come, a batch at a time.
-        users = by_target(users) if several else users
+        order = users.targets.argsort(stable=True) if several else None
+        users = users if order is None else reordered(users, order)
         seen, bin_of = lookup_columns(users.targets, (frequency, bins.local[:, 0]), bins.start, ranks.group).unbind(1)
         constant = torch.ones(len(seen), 1, dtype=torch.float64, device=ranks.device)
         queries = {n: constant if n == "popularity" else _expert_part(pad, n, users.vectors) for n in scorers}
@@ -86,10 +100,14 @@ def evaluate(system: System, pad: Pad, split: Split, scorers: Sequence[str]) -> 
             alone = {str(name): _expert_part(pad, name, users.vectors) for name in pad.names}
             partitions = log_partitions(alone, candidates, ranks.group)
             queries["mixture"] = log_mixture_users(users.vectors, partitions)
-        for name, places in rank_targets(queries, users, candidates, ranks.group).items():
+        found = rank_targets(queries, users, candidates, ranks.group)
+        for name, places in found.items():
             counts[name] += rank_counts(places, seen, bin_of, system.config.evaluation.cold_max_frequency)
+        if recorder is not None:
+            back = slice(None) if order is None else order.argsort()
+            recorder.add({name: places[back] for name, places in found.items()}, seen[back], bin_of[back])
     metrics = {name: summarize(total) for name, total in counts.items()}
-    if not all(found["users"] for found in metrics.values()):
+    if not all(values["users"] for values in metrics.values()):
         raise UserError(
             f"{system.dataset.url}: no user has a {split} target, an event of that time after an earlier one: "
             "change data.split and build the dataset again"

@@ -80,7 +80,7 @@ def rank_targets(
     Of one block each product is taken once. Of several, which are made anew each time,
     a first pass finds the targets' scores, from the very products that the second
     compares with them. It takes only those of chunks of users with a target in the
-    block: few, where users are ordered `by_target`.
+    block: few, where users come in the order of their targets.
 
     Items with equal vectors tie, and count against the target, as long as the matrix
     product rounds equal columns alike (see `common_width`). BLAS libraries do not
@@ -165,9 +165,8 @@ def log_partitions(
     return all_reduce((total - highest).exp(), dist.ReduceOp.SUM, group).log() + highest
 
 
-def by_target(users: Users) -> Users:
-    """The same users in the order of their targets."""
-    order = users.targets.argsort(stable=True)
+def reordered(users: Users, order: Tensor) -> Users:
+    """The same users in another order, [b] the place of each before."""
     owners = torch.repeat_interleave(order.argsort(), users.history_lengths)
     history = users.history[owners.argsort(stable=True)]
     return Users(users.vectors[order], users.targets[order], history, users.history_lengths[order])

@@ -93,6 +93,17 @@ def bin_table(report: Mapping[str, Any], split: str = "test", metric: str = "hr@
     return table
 
 
+def print_forgetting(title: str, found: Mapping[str, Any]) -> None:
+    """What alignment did to the ID part alone, and to the order of distances (`forgetting.measure_forgetting`)."""
+    names = ("before", "frozen_original", "aligned_table")
+    rows = {name.replace("_", " "): {str(split): found[split][name] for split in SPLITS} for name in names}
+    console().print(metrics_table(f"{title}: the ID part alone, before and after alignment", rows))
+    taus = (
+        (e["bin"], "-" if e["tau"] is None else f"{e['tau']:.3f}", e["items"]) for e in found["kendall_tau"]["by_bin"]
+    )
+    print_table("Kendall's tau of item distances, before and after", ("bin", "tau", "items"), taus)
+
+
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Splits]]:
     yield "most popular", report["popularity"]
     yield from report["stages"].items()

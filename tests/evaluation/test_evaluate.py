@@ -15,6 +15,7 @@ from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
 from pad_dist.evaluation import evaluate as module
 from pad_dist.evaluation.evaluate import Metrics, evaluate, scorers_of
+from pad_dist.evaluation.rank_file import MOST, RankRecorder
 from pad_dist.model.pad import Pad
 from pad_dist.stages.system import System, build_system
 from pad_dist.training.ranks import Ranks
@@ -63,12 +64,25 @@ def system_of(url: str, ranks: Ranks) -> System:
 
 
 def results(urls: list[str], ranks: Ranks) -> Results:
+    """Metrics, and on the first rank the list of every user's rank, frequency and bin beside them."""
     found = {}
     for url in urls:
         system = system_of(url, ranks)
         for split in SPLITS:
-            found[f"{Path(url).name} {split}"] = evaluate(system, system.pad, split, SCORERS)
+            recorder = RankRecorder(SCORERS, system.dataset.users) if ranks.is_first else None
+            metrics = evaluate(system, system.pad, split, SCORERS, recorder)
+            users = recorder.result() if recorder else None
+            for name in SCORERS if users else ():
+                columns = (users.ranks[name], users.frequency, users.bins)
+                metrics[name]["every user"] = [column.tolist() for column in columns]
+            found[f"{Path(url).name} {split}"] = metrics
     return found
+
+
+def without_users(found: Results) -> Results:
+    """As ranks other than the first have it."""
+    drop = lambda metrics: {key: value for key, value in metrics.items() if key != "every user"}  # noqa: E731
+    return {name: {scorer: drop(metrics) for scorer, metrics in by.items()} for name, by in found.items()}
 
 
 def results_on_ranks(urls: list[str], without_targets: str) -> tuple[Results, Results, str]:
@@ -129,7 +143,11 @@ def metrics_of(ranks: list[tuple[int, float]], frequency: Any, bins: Any) -> Met
 
     cold = means([rank for target, rank in ranks if frequency[target] <= COLD])
     by_bin = [{"bin": b, **means([rank for target, rank in ranks if bins[target] == b])} for b in range(1, 11)]
-    return {**means([rank for _, rank in ranks]), "cold": cold, "by_bin": by_bin}
+    whole = (
+        [min(rank, MOST) for _, rank in ranks],
+        *([int(of[target]) for target, _ in ranks] for of in (frequency, bins)),
+    )
+    return {**means([rank for _, rank in ranks]), "cold": cold, "by_bin": by_bin, "every user": list(whole)}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +190,8 @@ def test_any_ranks_and_blocks_equal_one(
     urls: list[str], on_ranks: list[tuple[Results, Results, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = results(urls, ALONE)
-    assert [found[:2] for found in on_ranks] == [(alone, alone)] * len(on_ranks)
+    assert on_ranks[0][:2] == (alone, alone)
+    assert [found[:2] for found in on_ranks[1:]] == [(without_users(alone),) * 2] * (len(on_ranks) - 1)
     for name, few in zip(("VECTOR_BYTES", "USER_BYTES"), FEW_BYTES, strict=True):
         monkeypatch.setattr(module, name, few)
     assert results(urls, ALONE) == alone

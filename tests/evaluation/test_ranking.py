@@ -16,11 +16,11 @@ from pad_dist.evaluation.ranking import (
     Block,
     Candidates,
     Users,
-    by_target,
     common_width,
     gather_rows,
     lookup_columns,
     rank_targets,
+    reordered,
 )
 from tests.support.ranks import run_ranks
 
@@ -81,7 +81,7 @@ def rank_all(
 
     order = users.targets.argsort(stable=True)
     if blocks > 1:
-        users = by_target(users)
+        users = reordered(users, users.targets.argsort(stable=True))
     ranks = rank_targets({"id": users.vectors}, users, Candidates(blocks, read), score_bytes=score_bytes)["id"]
     if blocks > 1:
         ranks = ranks[order.argsort()]

@@ -1,0 +1,131 @@
+"""The runs of a comparison, each as a `pad-dist run` command, and what of them is done."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+
+from pad_dist import storage
+from pad_dist.compare.config import DATA, Comparison
+from pad_dist.config import Config
+from pad_dist.config_file import load_config
+from pad_dist.data import versions
+from pad_dist.errors import UserError
+from pad_dist.pipeline import Run, Step, data_steps, is_stage, last_steps, model_steps, pinned
+
+_PAD_DIST = (sys.executable, "-c", "from pad_dist.cli import main; main()")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `pad-dist run`.
+
+    Attributes:
+        dataset, method, seed: where it belongs; the job that builds a dataset has the method "data".
+        options: arguments beside the config, `out` and the overrides.
+        config: what the run makes of them.
+    """
+
+    dataset: str
+    method: str
+    seed: int
+    config_path: str
+    overrides: tuple[str, ...]
+    options: tuple[str, ...]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Such as beauty/pad/seed-7."""
+        return f"{self.dataset}/{self.method}" + ("" if self.method == DATA else f"/seed-{self.seed}")
+
+    @property
+    def log(self) -> str:
+        """What the run has said, each start after the one before."""
+        return f"{self.config.out}/run.log"
+
+    def arguments(self) -> list[str]:
+        """Those of pad-dist."""
+        place = ["--config", self.config_path, "--out", self.config.out]
+        return ["run", *place, *self.options, *self.overrides]
+
+    def command(self) -> list[str]:
+        """What starts it from here."""
+        return [*_PAD_DIST, *self.arguments()]
+
+    def line(self) -> str:
+        """The same for a reader."""
+        return shlex.join(["pad-dist", *self.arguments()])
+
+    def steps(self) -> list[Step]:
+        """The steps on the version of the dataset that is current."""
+        return model_steps(pinned(Run(self.config, ())), print)
+
+    def finished(self) -> bool:
+        """Whether a run with these very settings and data has come to its end."""
+        if versions.root_of(self.config.dataset) == self.config.dataset and not versions.published(self.config.dataset):
+            return False
+        if self.method == DATA:
+            steps = [*data_steps(Run(self.config, ())), *last_steps(self.steps(), DATA)]
+        else:
+            steps = self.steps()
+            if not storage.exists(f"{self.config.out}/report.json"):
+                return False
+        return all(step.found() == step.mark() for step in steps)
+
+    def stages(self) -> dict[str, str]:
+        """The fingerprint of each stage, in the order they are trained; the dataset must be there."""
+        return {step.name: step.mark() for step in self.steps() if is_stage(step.name)}
+
+
+def data_jobs(comparison: Comparison) -> list[Job]:
+    """What builds the datasets: first each data set's own, then whatever else a method's texts need."""
+    jobs = []
+    for dataset, section in comparison.datasets.items():
+        base = _job(comparison, dataset, DATA, 0, section.overrides)
+        found = [base]
+        for method, settings in comparison.methods.items():
+            own = _job(comparison, dataset, DATA, 0, (*section.overrides, *settings.overrides))
+            if own.config.data != base.config.data:
+                raise UserError(
+                    f"method {method} changes data.*: its users would not be those of the others; make that another "
+                    "data set"
+                )
+            if own.config.text not in [job.config.text for job in found]:
+                found.append(own)
+        jobs += found
+    return jobs
+
+
+def run_jobs(comparison: Comparison, datasets: list[Job]) -> list[Job]:
+    """A run for each data set, seed and method, in this order; `datasets` are the `data_jobs`.
+
+    A run is on the version of the dataset that is current now, and on the root where there is none yet.
+    """
+    jobs = []
+    for dataset, section in comparison.datasets.items():
+        data = next(job.config for job in datasets if job.dataset == dataset)
+        for seed in comparison.seeds:
+            for method, settings in comparison.methods.items():
+                own = (*section.overrides, *settings.overrides, *shared_data(data), f"seed={seed}")
+                jobs.append(_job(comparison, dataset, method, seed, own))
+    return jobs
+
+
+def shared_data(data: Config) -> tuple[str, ...]:
+    """Overrides that put a run on another config's dataset: its current version, or its root where none is built."""
+    dataset = (f"dataset={json.dumps(versions.resolve(data.dataset))}",)
+    if data.data.synthetic is None:
+        return dataset
+    # Generated inputs lie in the directory of the run that made them.
+    return (*dataset, *(f"data.{name}={json.dumps(getattr(data.data, name))}" for name in ("interactions", "items")))
+
+
+def _job(comparison: Comparison, dataset: str, method: str, seed: int, overrides: tuple[str, ...]) -> Job:
+    path = comparison.datasets[dataset].config
+    overrides = (*overrides, f"training.world_size={comparison.world_size}")
+    out = f"{comparison.out}/{dataset}/{method}" + ("" if method == DATA else f"/seed-{seed}")
+    options = ("--until", DATA) if method == DATA else ("--reuse", f"{comparison.out}/{dataset}")
+    return Job(dataset, method, seed, path, overrides, options, load_config(path, [*overrides], out))

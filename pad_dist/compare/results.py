@@ -1,0 +1,168 @@
+"""What the finished runs of a comparison have left, by data set and method; nothing is computed that no file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pad_dist import storage
+from pad_dist.compare.config import DATA, Comparison
+from pad_dist.compare.jobs import Job
+from pad_dist.errors import UserError
+from pad_dist.evaluation.rank_file import RankFile, SplitRanks
+from pad_dist.evaluation.significance import Paired, paired_bootstrap
+
+METRICS = ("hr@10", "ndcg@10")
+Values = NDArray[np.float64]
+Slice = Callable[[SplitRanks], NDArray[np.bool_]]
+"""Which users a metric is the mean of."""
+
+
+def everyone(found: SplitRanks) -> NDArray[np.bool_]:
+    """All users."""
+    return np.ones(len(found.bins), bool)
+
+
+def seen(low: int, high: int | None) -> Slice:
+    """Users whose target has a train frequency from `low` to `high`, or more where there is no `high`."""
+    return lambda found: (found.frequency >= low) & (found.frequency <= (np.inf if high is None else high))
+
+
+def in_bin(number: int) -> Slice:
+    """Users whose target is in a frequency bin, 1 to 10."""
+    return lambda found: np.asarray(found.bins == number)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: every user's ranks by the score that the run is for, and what stands beside them."""
+
+    seed: int
+    ranks: RankFile
+    scorer: str
+    report: dict[str, Any]
+    timings: dict[str, float]
+    stages: tuple[str, ...]
+    forgetting: dict[str, Any] | None
+
+    def per_user(self, split: str, metric: str) -> Values:
+        """[users] values of the metric."""
+        found = self.ranks.splits[split]
+        return found.hits(self.scorer) if metric == "hr@10" else found.gains(self.scorer)
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """A method on a data set: its finished runs, in the order of the seeds."""
+
+    name: str
+    role: str
+    runs: tuple[RunResult, ...]
+    seeds: int
+    """How many there are to be."""
+
+    def means(self, split: str, metric: str, part: Slice) -> list[float]:
+        """One mean over the users of the slice for each seed; none where it has no user."""
+        masks = [part(run.ranks.splits[split]) for run in self.runs]
+        return [float(r.per_user(split, metric)[m].mean()) for r, m in zip(self.runs, masks, strict=True) if m.any()]
+
+    def every_user(self, split: str, metric: str, part: Slice) -> Values:
+        """[seeds, users of the slice]."""
+        return np.stack([run.per_user(split, metric)[part(run.ranks.splits[split])] for run in self.runs])
+
+    @cached_property
+    def valid(self) -> float:
+        """Validation hr@10, mean over seeds."""
+        return float(np.mean(self.means("valid", "hr@10", everyone)))
+
+
+@dataclass(frozen=True)
+class DatasetResult:
+    """All methods on one data set, in the order of the comparison."""
+
+    name: str
+    methods: tuple[MethodResult, ...]
+    ours: str
+    cold: int
+    """Targets of at most this train frequency are cold."""
+    data_timings: dict[str, float]
+
+    @property
+    def our_method(self) -> MethodResult:
+        """The method that the others are compared with."""
+        return next(method for method in self.methods if method.name == self.ours)
+
+    def best_baseline(self, split: str) -> MethodResult | None:
+        """The baseline with the highest hr@10 on the split, the first of equals; None where none has a run."""
+        found = [method for method in self.methods if method.role == "baseline" and method.runs]
+        key = {method.name: float(np.mean(method.means(split, "hr@10", everyone))) for method in found}
+        return max(found, key=lambda method: key[method.name], default=None)
+
+    def against(self, other: MethodResult, metric: str, part: Slice) -> Paired | None:
+        """Ours minus another method on test; None where one of them has no run, or the slice no user."""
+        ours = self.our_method
+        if not (ours.runs and other.runs and part(ours.runs[0].ranks.splits["test"]).any()):
+            return None
+        return paired_bootstrap(ours.every_user("test", metric, part), other.every_user("test", metric, part))
+
+
+def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
+    """Read what is finished.
+
+    Raises:
+        UserError: a file is damaged, at odds with another one, or of another dataset.
+    """
+    found = []
+    for dataset in comparison.datasets:
+        own = [job for job in jobs if job.dataset == dataset]
+        runs = {job.name: read_run(job) for job in own if job.finished()}
+        methods = []
+        for name, section in comparison.methods.items():
+            mine = tuple(runs[job.name] for job in own if job.method == name and job.name in runs)
+            methods.append(MethodResult(name, section.role, mine, len(comparison.seeds)))
+        _check_users(dataset, [run for method in methods for run in method.runs])
+        timings = f"{comparison.out}/{dataset}/{DATA}/timings.json"
+        spent = storage.read_json(timings) if storage.exists(timings) else {}
+        cold = _one(dataset, {job.config.evaluation.cold_max_frequency for job in own})
+        found.append(DatasetResult(dataset, tuple(methods), comparison.ours, cold, spent))
+    return found
+
+
+def read_run(job: Job) -> RunResult:
+    """Read the files of a finished run.
+
+    Raises:
+        UserError: one is missing or damaged, or the ranks do not give the metrics beside them.
+    """
+    out, stages = job.config.out, tuple(job.stages())
+    last = f"{out}/{stages[-1]}"
+    evaluation, ranks = storage.read_json(f"{last}/evaluation.json"), RankFile.read(f"{last}/ranks.safetensors")
+    alone = [name for name in evaluation["scores"] if name not in ("mixture", "popularity")]
+    scorer = "mixture" if "mixture" in evaluation["scores"] else alone[0]
+    for split, metrics in evaluation["scores"][scorer].items():
+        users = ranks.splits[split]
+        found = {"hr@10": users.hits(scorer).mean(), "ndcg@10": users.gains(scorer).mean()}
+        if any(abs(found[metric] - metrics[metric]) > 1e-9 for metric in METRICS) or ranks.mark != evaluation["mark"]:
+            raise UserError(
+                f"{last}: ranks.safetensors is not of the evaluation.json beside it: evaluate the run again"
+            )
+    forgetting = f"{out}/align/forgetting.json"
+    kept = storage.read_json(forgetting) if "align" in stages and storage.exists(forgetting) else None
+    report, timings = storage.read_json(f"{out}/report.json"), storage.read_json(f"{out}/timings.json")
+    return RunResult(job.seed, ranks, scorer, report, timings, stages, kept)
+
+
+def _check_users(dataset: str, runs: Sequence[RunResult]) -> None:
+    if len({run.ranks.dataset for run in runs}) > 1:
+        raise UserError(f"{dataset}: the runs are of several versions of the dataset: run the comparison again")
+
+
+def _one(dataset: str, thresholds: set[int]) -> int:
+    if len(thresholds) > 1:
+        raise UserError(f"{dataset}: methods differ in evaluation.cold_max_frequency ({sorted(thresholds)}): set one")
+    return thresholds.pop()

@@ -1,0 +1,120 @@
+"""Tables of results in Markdown, each from run files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from pad_dist.compare.results import METRICS, DatasetResult, MethodResult, Slice, everyone, in_bin, seen
+from pad_dist.model.gate import BINS
+
+MISSING = "missing"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, closed by an empty one."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """Mean and, of several seeds, their standard deviation.
+
+    >>> spread([0.1, 0.2]), spread([0.1]), spread([])
+    ('0.1500 ± 0.0707', '0.1000', 'missing')
+    """
+    if not values:
+        return MISSING
+    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def methods_table(result: DatasetResult) -> list[str]:
+    """Each method on validation and test: all users, cold and popular targets."""
+    cold, popular = seen(0, result.cold), seen(result.cold + 1, None)
+    columns: list[tuple[str, str, str, Slice]] = [("valid hr@10", "valid", "hr@10", everyone)]
+    for name, part in (("test", everyone), ("cold", cold), ("popular", popular)):
+        columns += [(f"{name} {metric}", "test", metric, part) for metric in METRICS]
+    rows = [
+        [*_about(method), *(_cell(method, split, metric, part) for _, split, metric, part in columns)]
+        for method in result.methods
+    ]
+    return table(["method", "role", "seeds", *(name for name, *_ in columns)], rows)
+
+
+def frequency_table(result: DatasetResult, metric: str) -> list[str]:
+    """A metric on test by frequency bin of the target, and for targets unseen or cold."""
+    parts: list[tuple[str, Slice]] = [(str(number), in_bin(number)) for number in range(1, BINS)]
+    parts.append(("frequency 0", seen(0, 0)))
+    if result.cold:
+        parts.append((f"1 to {result.cold}", seen(1, result.cold)))
+    some = next((run for method in result.methods for run in method.runs), None)
+    users = [f"{int(part(some.ranks.splits['test']).sum()):,}" if some else MISSING for _, part in parts]
+    rows = [[method.name, *(_cell(method, "test", metric, part) for _, part in parts)] for method in result.methods]
+    return table(["method", *(name for name, _ in parts)], [["users", *users], *rows])
+
+
+def gains_table(result: DatasetResult, others: Sequence[MethodResult]) -> list[str]:
+    """Ours against other methods on the same test users: all, cold and popular."""
+    parts = (("all", everyone), ("cold", seen(0, result.cold)), ("popular", seen(result.cold + 1, None)))
+    rows = []
+    for other in others:
+        for where, part in parts:
+            for metric in METRICS:
+                found = result.against(other, metric, part)
+                if found is None:
+                    rows.append([other.name, where, metric, *[MISSING] * 4])
+                    continue
+                relative = "-" if found.relative is None else f"{found.relative:+.2%}"
+                interval = f"{found.low:+.4f} to {found.high:+.4f}"
+                rows.append(
+                    [other.name, where, metric, f"{found.difference:+.4f}", relative, interval, f"{found.p:.4f}"]
+                )
+    return table(["against", "targets", "metric", "difference", "relative", "95 % interval", "p"], rows)
+
+
+def forgetting_table(result: DatasetResult) -> list[str]:
+    """What alignment does to the ID part alone, for the methods that align."""
+    rows = []
+    for method in result.methods:
+        found = [run.forgetting for run in method.runs if run.forgetting is not None]
+        if not found:
+            continue
+        scores = [
+            [entry["test"][name]["hr@10"] for entry in found] for name in ("before", "frozen_original", "aligned_table")
+        ]
+        losses = [after / before - 1 for before, after in zip(scores[0], scores[2], strict=True) if before]
+        loss = f"{np.mean(losses):+.1%}" if losses else "-"
+        taus = [[entry["kendall_tau"]["mean"] for entry in found if entry["kendall_tau"]["mean"] is not None]]
+        for number in range(1, BINS):
+            values = [entry["kendall_tau"]["by_bin"][number - 1]["tau"] for entry in found]
+            taus.append([value for value in values if value is not None])
+        cells = [f"{np.mean(tau):.3f}" if tau else "-" for tau in taus]
+        rows.append([method.name, *(spread(values) for values in scores), loss, *cells])
+    if not rows:
+        return []
+    header = ["method", "before", "frozen original", "aligned table alone", "change", "tau"]
+    return table([*header, *(f"tau {number}" for number in range(1, BINS))], rows)
+
+
+def seconds_table(result: DatasetResult) -> list[str]:
+    """Seconds by step, mean over seeds; a stage that methods share was trained once."""
+    stages = dict.fromkeys(stage for method in result.methods for run in method.runs for stage in run.stages)
+    steps = [*stages, "evaluate"]
+    return table(["method", *steps], [[m.name, *(_seconds(m, step) for step in steps)] for m in result.methods])
+
+
+def _seconds(method: MethodResult, step: str) -> str:
+    # An earlier run in the directory may have left the time of a stage that the method no longer has.
+    runs = [run for run in method.runs if step in (*run.stages, "evaluate") and step in run.timings]
+    return f"{np.mean([run.timings[step] for run in runs]):.0f}" if runs else "-"
+
+
+def _about(method: MethodResult) -> list[str]:
+    return [method.name, method.role, f"{len(method.runs)} of {method.seeds}"]
+
+
+def _cell(method: MethodResult, split: str, metric: str, part: Slice) -> str:
+    """Its mean over seeds; no user in the slice is another thing than no run."""
+    values = method.means(split, metric, part)
+    return "-" if method.runs and not values else spread(values)

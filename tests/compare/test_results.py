@@ -1,0 +1,165 @@
+"""Means, spreads, gains and what is missing, from runs whose ranks are known; files at odds are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pad_dist.compare.config import Comparison
+from pad_dist.compare.document import write_document
+from pad_dist.compare.jobs import Job
+from pad_dist.compare.results import DatasetResult, MethodResult, RunResult, read_run
+from pad_dist.compare.tables import forgetting_table, frequency_table, gains_table, methods_table, seconds_table, spread
+from pad_dist.config import Config
+from pad_dist.errors import UserError
+from pad_dist.evaluation.metrics import rank_counts, summarize
+from pad_dist.evaluation.rank_file import RankFile, SplitRanks
+
+USERS = 400
+FREQUENCY = np.arange(USERS, dtype=np.int32) % 10
+BINS = (1 + np.arange(USERS, dtype=np.int32) % 5).astype(np.int32)  # bins 6 to 10 have no user
+
+
+def ranks(share: float, seed: int) -> SplitRanks:
+    """About `share` of the users have rank 1, the others 100."""
+    hit = np.random.default_rng(seed).random(USERS) < share
+    return SplitRanks({"mixture": np.where(hit, 1, 100).astype(np.int32)}, FREQUENCY, BINS)
+
+
+def run(seed: int, valid: float, test: float) -> RunResult:
+    splits = {"valid": ranks(valid, seed), "test": ranks(test, seed + 100)}
+    environment = {"stages": {"pretrain": {"commit": f"c{seed}", "packages": {"torch": "2"}}}}
+    dataset = {"users": USERS, "items": 50, "interactions": 4000, "hash": "0123456789abcdef"}
+    report = {"dataset": dataset, "environment": environment}
+    timings = {"pretrain": 10.0 * seed, "evaluate": 1.0, "align": 99.0}
+    return RunResult(seed, RankFile(splits, "m", "d"), "mixture", report, timings, ("pretrain",), None)
+
+
+def method(name: str, role: str, valid: float, test: float, seeds: int = 3) -> MethodResult:
+    return MethodResult(name, role, tuple(run(seed, valid, test) for seed in range(1, seeds + 1)), 3)
+
+
+@pytest.fixture(scope="module")
+def result() -> DatasetResult:
+    methods = (
+        method("mine", "ours", 0.5, 0.5),
+        method("steady", "baseline", 0.4, 0.3),
+        method("lucky", "baseline", 0.2, 0.45, seeds=2),
+        method("part", "ablation", 0.9, 0.9),
+        method("none", "baseline", 0.0, 0.0, seeds=0),
+    )
+    return DatasetResult("shop", methods, "mine", 5, {"build_sequences": 12.0})
+
+
+def cells(lines: list[str], name: str) -> list[str]:
+    row = next(line for line in lines if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in row.strip("| ").split("|")]
+
+
+def test_means_and_spreads_are_those_of_the_seeds(result: DatasetResult) -> None:
+    lines = methods_table(result)
+    mine = result.our_method
+    hits = [float((found.ranks.splits["test"].ranks["mixture"] == 1).mean()) for found in mine.runs]
+    row = cells(lines, "mine")
+    assert row[1:3] == ["ours", "3 of 3"]
+    assert row[4] == f"{np.mean(hits):.4f} ± {np.std(hits, ddof=1):.4f}"
+    cold = [float((found.ranks.splits["test"].ranks["mixture"] == 1)[FREQUENCY <= 5].mean()) for found in mine.runs]
+    assert row[6] == spread(cold)
+    popular = [float((found.ranks.splits["test"].ranks["mixture"] == 1)[FREQUENCY > 5].mean()) for found in mine.runs]
+    assert row[8] == spread(popular)
+    assert cells(lines, "none")[2:] == ["0 of 3", *["missing"] * 7]
+    assert cells(lines, "lucky")[2] == "2 of 3"
+
+
+def test_the_best_baseline_is_chosen_on_validation_and_the_best_on_test_is_another(result: DatasetResult) -> None:
+    valid, test = result.best_baseline("valid"), result.best_baseline("test")
+    assert valid is not None and test is not None and (valid.name, test.name) == ("steady", "lucky")
+    empty = DatasetResult("shop", (method("mine", "ours", 0.5, 0.5),), "mine", 5, {})
+    assert empty.best_baseline("valid") is None
+
+
+def test_gains_are_paired_over_users(result: DatasetResult) -> None:
+    rows = gains_table(result, [result.methods[1], result.methods[4]])
+    difference, relative, interval, p = cells(rows, "steady")[3:]
+    ours, other = (np.mean(m.means("test", "hr@10", lambda s: np.ones(USERS, bool))) for m in result.methods[:2])
+    assert difference == f"{ours - other:+.4f}" and relative == f"{ours / other - 1:+.2%}"
+    low, high = (float(value) for value in interval.split(" to "))
+    assert low < ours - other < high and low > 0 and p == "0.0001"
+    assert cells(rows, "none")[3:] == ["missing"] * 4
+
+
+def test_frequencies_split_the_users_and_an_empty_bin_is_no_missing_run(result: DatasetResult) -> None:
+    lines = frequency_table(result, "hr@10")
+    assert cells(lines, "users")[1:] == ["80"] * 5 + ["0"] * 5 + ["40", "200"]
+    assert cells(lines, "mine")[6:11] == ["-"] * 5 and cells(lines, "none")[1:] == ["missing"] * 12
+
+
+def test_only_stages_of_the_method_have_a_time(result: DatasetResult) -> None:
+    lines = seconds_table(result)
+    assert lines[0] == "| method | pretrain | evaluate |"
+    assert cells(lines, "mine") == ["mine", "20", "1"] and cells(lines, "none") == ["none", "-", "-"]
+
+
+def test_forgetting_is_told_of_methods_that_align(result: DatasetResult) -> None:
+    assert forgetting_table(result) == []
+    by_bin = [{"bin": number, "tau": 0.5 if number < 10 else None, "items": 3} for number in range(1, 11)]
+    scores = {"before": {"hr@10": 0.4}, "frozen_original": {"hr@10": 0.4}, "aligned_table": {"hr@10": 0.3}}
+    found = {"test": scores, "kendall_tau": {"mean": 0.6, "by_bin": by_bin}}
+    one = RunResult(**{**vars(run(1, 0.5, 0.5)), "forgetting": found})
+    lines = forgetting_table(DatasetResult("shop", (MethodResult("clip", "ours", (one,), 1),), "clip", 5, {}))
+    expected = ["clip", "0.4000", "0.4000", "0.3000", "-25.0%", "0.600", *["0.500"] * 9, "-"]
+    assert cells(lines, "clip") == expected
+
+
+def test_the_document_of_no_run_says_so(result: DatasetResult, tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "out": "out",
+        "datasets": {"shop": {"config": "c"}},
+        "methods": {"mine": {"role": "ours"}},
+    }
+    comparison = Comparison.model_validate({**values, "seeds": [1, 2, 3]})
+    text = write_document(comparison, "x.yaml", [result])
+    assert "Best baseline by validation hr@10: steady; on test hr@10 it is lucky." in text
+    assert "| commit | c1; c2; c3 |" in text and "| packages.torch | 2 |" in text and "240 of them with a cold" in text
+    none = DatasetResult("shop", (method("mine", "ours", 0, 0, seeds=0),), "mine", 5, {})
+    text = write_document(comparison, "x.yaml", [none])
+    assert "No run is finished." in text and "Missing: no finished runs to compare." in text
+    assert "0.0" not in text
+
+
+@dataclass(frozen=True)
+class Finished(Job):
+    """A job of one stage, whose dataset is not asked."""
+
+    def stages(self) -> dict[str, str]:
+        return {"pretrain": "p"}
+
+
+def test_ranks_that_are_not_those_of_the_metrics_are_refused(tmp_path: Path) -> None:
+    config = Config.model_validate({"name": "tiny", "out": str(tmp_path)})
+    job = Finished("shop", "mine", 1, "c.yaml", (), (), config)
+    splits = {split: ranks(0.3, seed) for seed, split in enumerate(("valid", "test"))}
+    scores = {
+        split: summarize(
+            rank_counts(torch.from_numpy(s.ranks["mixture"]).long(), *map(torch.from_numpy, (FREQUENCY, BINS)), 5)
+        )
+        for split, s in splits.items()
+    }
+    (tmp_path / "pretrain").mkdir()
+    evaluation = tmp_path / "pretrain" / "evaluation.json"
+    evaluation.write_text(json.dumps({"mark": "m", "scores": {"id": {}, "mixture": scores, "popularity": {}}}))
+    for name in ("report", "timings"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    file = f"{tmp_path}/pretrain/ranks.safetensors"
+    RankFile(splits, "m", "d").write(file)
+    assert read_run(job).scorer == "mixture"
+    for wrong in (RankFile(splits, "other", "d"), RankFile({**splits, "test": ranks(0.3, 9)}, "m", "d")):
+        wrong.write(file)
+        with pytest.raises(UserError, match="is not of the evaluation"):
+            read_run(job)
