@@ -12,6 +12,7 @@ from pad_dist.compare.config import DATA, Comparison
 from pad_dist.config import Config
 from pad_dist.config_file import load_config
 from pad_dist.data import versions
+from pad_dist.data.text_table import recipe_name
 from pad_dist.errors import UserError
 from pad_dist.pipeline import Run, Step, data_steps, is_stage, last_steps, model_steps, pinned
 
@@ -93,7 +94,7 @@ def data_jobs(comparison: Comparison) -> list[Job]:
                     f"method {method} changes data.*: its users would not be those of the others; make that another "
                     "data set"
                 )
-            if own.config.text not in [job.config.text for job in found]:
+            if recipe_name(own.config.text) not in [recipe_name(job.config.text) for job in found]:
                 found.append(own)
         jobs += found
     return jobs

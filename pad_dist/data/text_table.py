@@ -30,14 +30,14 @@ EMBED_COMMAND = "python -m spark_jobs.embed_items --config CONFIG"
 TEXT = "text"
 """Folder of vectors in a root, of manifests in a version; the manifest's group of files."""
 
-_NOT_RECIPE = {"batch_size", "rows_per_shard", "transform"}
+_NOT_RECIPE = {"batch_size", "rows_per_shard", "transform", "whitening"}
 _INT8_MAX = 127
 
 
 def recipe_name(text: TextConfig) -> str:
     """Name of the table that a config asks for: the model's name and a digest of what shapes the vectors.
 
-    >>> recipe_name(TextConfig()) == recipe_name(TextConfig(batch_size=8))
+    >>> recipe_name(TextConfig()) == recipe_name(TextConfig(batch_size=8, whitening=0.5))
     True
     """
     slug = re.sub(r"[^a-z0-9]+", "-", text.model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
