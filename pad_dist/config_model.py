@@ -47,6 +47,9 @@ class ModelConfig(Section):
     """Of the projector's hidden layers; null: `dropout` (the paper's)."""
     fusion: Literal["concat", "sum"] = "sum"
     """Aligned item vector: GELU(Linear([e ; t])) (the paper's form) or e + t."""
+    row_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of items, redrawn each step, that the aligned expert reads from their texts alone, as it will read those
+    that training has not seen; the paper's is 0."""
     gate_init: Literal["ramps", "even"] = "even"
     """First gate logits: the paper's ramps, which all but close the aligned expert, or zeros."""
 

@@ -53,6 +53,7 @@ class AlignedExpert(Expert):
     def __init__(self, config: ModelConfig, text_dim: int) -> None:
         super().__init__(config)
         self.projector = Projector(config, text_dim)
+        self.row_dropout = config.row_dropout
         self.fusion = (
             nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * config.dim, config.dim), nn.GELU())
             if config.fusion == "concat"
@@ -64,7 +65,9 @@ class AlignedExpert(Expert):
         return self.projector(rows["text"]), rows["aligned"]
 
     def fuse(self, text: Tensor, anchor: Tensor) -> Tensor:
-        """[U, D] item vectors of both sides."""
+        """[U, D] item vectors of both sides; in training some rows are left out, whole and without rescaling."""
+        if self.training and self.row_dropout:
+            anchor = anchor * (torch.rand(len(anchor), 1, device=anchor.device) >= self.row_dropout)
         if self.fusion is None:
             return anchor + text
         vectors: Tensor = self.fusion(torch.cat([anchor, text], dim=1))

@@ -18,6 +18,7 @@ from pad_dist.evaluation.ranking import (
     Users,
     common_width,
     gather_rows,
+    log_partitions,
     lookup_columns,
     rank_targets,
     reordered,
@@ -72,6 +73,18 @@ def rank_all(
     flat = torch.tensor([i for seen in history for i in seen], dtype=torch.int64)
     lengths = torch.tensor([len(seen) for seen in history], dtype=torch.int64)
     users = Users(*map(gather_rows, (queries, targets, flat, lengths)))
+    found = candidates_of(items, vectors, blocks)
+    order = users.targets.argsort(stable=True)
+    if blocks > 1:
+        users = reordered(users, users.targets.argsort(stable=True))
+    ranks = rank_targets({"id": users.vectors}, users, found, score_bytes=score_bytes)["id"]
+    if blocks > 1:
+        ranks = ranks[order.argsort()]
+    return ranks.tolist()
+
+
+def candidates_of(items: Tensor, vectors: Tensor, blocks: int) -> Candidates:
+    """This rank's items, cut into blocks; vectors [items + 1, D] are those of all."""
     parts = items.tensor_split(blocks)
     width = common_width(torch.tensor(max(map(len, parts))))
 
@@ -79,13 +92,7 @@ def rank_all(
         part = parts[number]
         return Block(part, {"id": F.pad(vectors[part], (0, 0, 0, width - len(part)))})
 
-    order = users.targets.argsort(stable=True)
-    if blocks > 1:
-        users = reordered(users, users.targets.argsort(stable=True))
-    ranks = rank_targets({"id": users.vectors}, users, Candidates(blocks, read), score_bytes=score_bytes)["id"]
-    if blocks > 1:
-        ranks = ranks[order.argsort()]
-    return ranks.tolist()
+    return Candidates(blocks, read)
 
 
 def every_item(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +139,12 @@ def everything_on_ranks() -> dict[str, Any]:
     }
     ties = {f"ties {blocks}": [tied_items(*shape, blocks) for shape in TIED_SLICES] for blocks in BLOCKS[:2]}
     broken = {f"broken {blocks}": broken_slice(blocks) for blocks in BLOCKS}
-    return found | ties | broken | {"gathered": gathered_columns()}
+    partitions = {
+        f"partitions {name} {blocks}": partition_share(cuts[0], blocks)
+        for name, cuts in CUTS.items()
+        for blocks in BLOCKS
+    }
+    return found | ties | broken | partitions | {"gathered": gathered_columns()}
 
 
 def own_part(count: int, cut: int) -> slice:
@@ -147,6 +159,12 @@ def rank_share(seed: int, item_cut: float, user_cut: float, blocks: int) -> list
     mine = own_part(len(queries), int(user_cut * len(queries)))
     own = candidates[own_part(len(candidates), int(item_cut * len(candidates)))]
     return rank_all(queries[mine], targets[mine], history[mine], own, vectors, score_bytes=500, blocks=blocks)
+
+
+def partition_share(cut: float, blocks: int) -> list[float]:
+    queries, _, _, vectors, candidates = case(23, 101, 4, 2)
+    own = candidates[own_part(len(candidates), int(cut * len(candidates)))]
+    return log_partitions({"id": 9 * queries}, candidates_of(own, vectors, blocks))[:, 0].tolist()
 
 
 TIED_SLICES = [(1, 8, 192, 3), (1, 8, 192, 1), (6, 8, 64, 5), (11, 20, 64, 8), (50, 101, 16, 64), (999, 3001, 192, 1)]
@@ -201,6 +219,17 @@ def on_ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 def test_any_ranks_and_blocks_equal_the_oracle(on_ranks: list[dict[str, Any]], cut: str, blocks: int) -> None:
     expected = [oracle(*case(*shape, seed)) for seed, shape in enumerate(SHAPES)]
     assert [found[f"{cut} {blocks}"] for found in on_ranks] == [expected] * len(on_ranks)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("cut", CUTS)
+def test_log_partitions_are_over_the_candidates_of_all_ranks(
+    on_ranks: list[dict[str, Any]], cut: str, blocks: int
+) -> None:
+    queries, _, _, vectors, candidates = case(23, 101, 4, 2)
+    expected = (9 * queries @ vectors[candidates].T).double().logsumexp(1).tolist()
+    for found in on_ranks:
+        assert found[f"partitions {cut} {blocks}"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS[:2])

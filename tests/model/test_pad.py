@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
+from pad_dist.model.experts import AlignedExpert
 from pad_dist.model.gate import BINS, Gate
 from pad_dist.model.pad import EXPERTS, Pad, log_mixture_users
 
@@ -123,6 +125,18 @@ def test_without_a_gate_all_experts_count_alike(names: tuple[ExpertName, ...]) -
 
 def test_experts_keep_one_order_however_they_are_named() -> None:
     assert make("text", "id").names == ("id", "text")
+
+
+@torch.no_grad()
+def test_dropped_rows_leave_the_text_alone_in_training() -> None:
+    pad = make("aligned", config=CONFIG.model_copy(update={"fusion": "sum", "dropout": 0.0, "row_dropout": 0.5}))
+    expert = cast(AlignedExpert, pad.expert("aligned"))
+    text, anchor = torch.randn(2, 400, CONFIG.dim)
+    torch.testing.assert_close(expert.fuse(text, anchor), text + anchor)
+    found = expert.train().fuse(text, anchor)
+    dropped = (found == text).all(1)
+    assert 150 < dropped.sum() < 250
+    torch.testing.assert_close(found[~dropped], (text + anchor)[~dropped])
 
 
 @torch.no_grad()
