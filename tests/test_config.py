@@ -14,7 +14,7 @@ from tests.support.stages import STAGES
 ROOT = Path(__file__).parents[1]
 # Comparisons and spaces are of another kind: tests/compare, tests/test_tune.py.
 CONFIGS = [
-    path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith(("compare_", "space_"))
+    path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith(("compare", "space_"))
 ]
 SECTIONS = tuple(ROOT / f"pad_dist/{name}.py" for name in ("config", "config_data", "config_model", "config_stages"))
 
