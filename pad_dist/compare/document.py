@@ -89,10 +89,7 @@ def _dataset(comparison: Comparison, result: DatasetResult) -> list[str]:
     forgetting = forgetting_table(result)
     lines += [FORGETTING, *forgetting] if forgetting else []
     data = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sorted(result.data_timings.items()))
-    lines += [
-        f"### Seconds\n\nData: {data or MISSING}. By stage, mean over seeds; a stage that methods share was trained"
-    ]
-    return [*lines, "once, and its time stands at each of them.\n", *seconds_table(result)]
+    return [*lines, SECONDS.format(data=data or MISSING), *seconds_table(result)]
 
 
 def _counts(some: RunResult | None) -> str:

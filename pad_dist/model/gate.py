@@ -32,7 +32,7 @@ class Gate(nn.Module):
         super().__init__()
         ramps = torch.stack([torch.linspace(*_FIRST_AND_LAST_LOGIT[name], BINS) for name in experts], dim=1)
         self.logits = nn.Parameter(ramps if init == "ramps" else torch.zeros_like(ramps))
-        self.log_scale = nn.Parameter(torch.zeros(())) if scaled else None
+        self.log_scale = nn.Parameter(torch.zeros(1)) if scaled else None  # of no dimension, DeepSpeed fails
 
     def forward(self, bins: Tensor) -> Tensor:
         """[U] bins -> [U, M] weights in the order of the experts; each row sums to 1, or to the learned scale."""
