@@ -137,7 +137,7 @@ def test_a_root_gives_its_current_version_and_a_version_itself(tmp_path: Path) -
 
 def test_a_recipe_s_name_tells_the_model_and_changes_with_what_shapes_the_vectors() -> None:
     assert recipe_name(TextConfig(model="/models/My Model_7b/")).startswith("my-model-7b-")
-    same = [TEXT, TextConfig(batch_size=1), TextConfig(rows_per_shard=9), TextConfig(center=False)]
+    same = [TEXT, TextConfig(batch_size=1), TextConfig(rows_per_shard=9), TextConfig(transform="whiten", whitening=0.5)]
     assert len({recipe_name(text) for text in same}) == 1
     reduce = {"kind": "pca", "dim": 8}
     changes: list[dict[str, Any]] = [

@@ -97,7 +97,7 @@ def text_version(root: Path) -> str:
 def test_a_rerun_embeds_nothing_and_gives_the_same_table(
     embedded: tuple[Path, Manifest], copied: Path, spark: SparkSession
 ) -> None:
-    again = embed_items(config(copied, center=False, batch_size=2), spark)
+    again = embed_items(config(copied, transform="none", batch_size=2), spark)
     assert again.content_hash() == embedded[1].content_hash() and again.lineage == {"embedded": 0}
 
 
