@@ -97,9 +97,11 @@ def _logits(config: Config, step: StepSize) -> int:
 
 def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> list[Line]:
     made_of = parts(config, stage)
-    width = config.model.dim * len(made_of.experts) * 4
+    of_user = config.model.dim * len(made_of.experts) * 4
+    # A mixture of log-probabilities is weighed beside the experts' own vectors.
+    width = of_user * (2 if made_of.log_mix else 1)
     block = min(rows, max(1, VECTOR_BYTES // width))
-    per_user = width + 8 * (2 + -(-data.interactions // data.users))
+    per_user = of_user + 8 * (2 + -(-data.interactions // data.users))
     users = min(data.users, config.evaluation.batch_size + (0 if block == rows else USER_BYTES // per_user))
     scores = min(users * block * 4, max(SCORE_BYTES, 2 * block * 4))
     looked_up = len(made_of.tables) * config.model.dim * 4 * 6 + 2 * (width if made_of.experts != ("id",) else 0)
