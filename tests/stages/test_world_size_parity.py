@@ -117,6 +117,7 @@ def test_methods_have_their_stages_and_share_what_is_the_same(losses: dict[int, 
     found = losses[1]
     stages = {variant.split()[2]: list(found[variant]) for variant in METHODS}
     assert stages.pop("disentangle.trained_text=true") == ["pretrain", "align", "pretrain_text", "disentangle"]
+    assert stages.pop("disentangle.mix=log_probabilities") == ["pretrain", "align", "disentangle"]
     assert stages == {
         "method=id": ["pretrain"],
         "method=text": ["pretrain_text"],
