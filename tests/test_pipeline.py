@@ -21,33 +21,14 @@ from pad_dist.data import versions
 from pad_dist.evaluation.rank_file import RankFile
 from tests.support.raw_files import write_raw
 from tests.support.stages import STAGES
+from tests.support.tiny_run import ROOT, RUN, SPARK
 
 # The first test waits for the whole run.
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).parents[1]
 OUT = "2024"  # a name that YAML takes for a number
 STEPS = ["synthetic", "build_sequences", "embed_items", *STAGES, "evaluate"]
-# Suits tiny jobs on a cold JVM.
-SPARK = {
-    "spark.sql.shuffle.partitions": "2",
-    "spark.sql.codegen.wholeStage": "false",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-}
-SETTINGS = {
-    "name": "tiny",
-    "data": {
-        "spark_conf": SPARK,
-        "synthetic": {"events": 1500, "users": 150, "items": 200},
-        "columns": {"time": "timestamp", "rating": "rating"},
-        "shards": 8,
-    },
-    "model": {"dim": 16, "max_length": 10},
-    "training": {"world_size": 2, "batch_size": 32, "loss": {"negatives": 50}},
-    "pretrain": {"epochs": 2},
-    "align": {"epochs": 1, "mmd_item_share": 0.5},
-    "disentangle": {"epochs": 1, "freeze": ["id", "aligned"], "expert_loss": 1.0},
-}
+SETTINGS = RUN | {"training": RUN["training"] | {"world_size": 2}}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,11 +73,6 @@ class MethodResult:
     def every_user(self, split: str, metric: str, part: Slice) -> Values:
         """[seeds, users of the slice]."""
         return np.stack([run.per_user(split, metric)[part(run.ranks.splits[split])] for run in self.runs])
-
-    @cached_property
-    def valid(self) -> float:
-        """Validation hr@10, mean over seeds."""
-        return float(np.mean(self.means("valid", "hr@10", everyone)))
 
 
 @dataclass(frozen=True)

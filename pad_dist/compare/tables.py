@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-def spread(values: Sequence[float], digits: int = 4) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean and, of several seeds, their standard deviation.
 
     >>> spread([0.1, 0.2]), spread([0.1]), spread([])
@@ -26,7 +26,7 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
     """
     if not values:
         return MISSING
-    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def methods_table(result: DatasetResult) -> list[str]:

@@ -1,0 +1,93 @@
+"""Values of a run config that cannot work, each refused in one line."""
+
+import pytest
+
+from tests.support.refusal import refusal
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"data": {"split": {"kind": "time", "valid_from": 5}}}, "needs valid_from < test_from"),
+        ({"data": {"split": {"kind": "time", "valid_from": 5, "test_from": 5}}}, "needs valid_from < test_from"),
+        ({"data": {"split": {"valid_from": 5, "test_from": 6}}}, "data.split.kind=time, and it alone"),
+        ({"data": {"time_unit": "ms", "time_format": "M/d/yyyy"}}, "set one of them"),
+        ({"data": {"columns": {"text": []}}}, "data.columns.text needs a column"),
+        ({"data": {"columns": {"text": ["by {brand!r}"]}}}, "is not of the form 'words {column} words'"),
+        ({"data": {"columns": {"text": "by {"}}}, "is not of the form 'words {column} words'"),
+        ({"data": {"columns": {"item_pattern": "("}}}, "item_pattern is no regular expression"),
+        ({"data": {"columns": {"item_pattern": "a-1"}}}, "item_pattern needs one group, not 0"),
+        ({"data": {"items_format": {"kind": "python", "separator": ";"}}}, "kind python has no separator"),
+        ({"text": {"reduce": {"kind": "pca"}}}, "need text.reduce.dim"),
+        ({"text": {"reduce": {"dim": 8}}}, "text.reduce.kind=pca or whiten"),
+        ({"out": "runs/a", "continue_from": "./runs/a/"}, "is where this run writes"),
+    ],
+)
+def test_data_and_text_settings_that_contradict_one_another(values: dict[str, object], told: str) -> None:
+    assert told in refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"name": ""}, "name: String should have at least 1 character"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"model": {"dim": 6, "heads": 1}}, "model.dim=6 must be a multiple of 4 for TorchRec tables"),
+        ({"align": {"gamma": float("inf")}}, "align.gamma: Input should be a finite number"),
+        (
+            {"disentangle": {"freeze": ["id", "aligned", "text"]}},
+            "is all of the experts, which leaves the gate to learn",
+        ),
+        (
+            {"disentangle": {"freeze": ["id", "aligned", "text"], "trained_text": True, "gate": "none"}},
+            "that needs gate=frequency, and trained_text=true for the text expert",
+        ),
+        ({"disentangle": {"trained_text": True, "experts": ["id", "aligned"]}}, "but text is not one of experts"),
+        ({"disentangle": {"targets": "valid"}}, "targets=valid is for the gate alone: set freeze="),
+        (
+            {"disentangle": {"mix": "log_probabilities"}, "training": {"loss": {"kind": "bce"}}},
+            "disentangle.mix=log_probabilities needs a softmax",
+        ),
+        (
+            {"disentangle": {"mix": "log_probabilities"}, "training": {"loss": {"in_batch": 8}}},
+            "needs negatives of known odds: set training.loss.log_q=true",
+        ),
+        ({"method": "bert4rec"}, "method: Input should be 'id', 'text', 'whitenrec'"),
+        ({"method": "ctrl", "ctrl": {"sub_vectors": 3}}, "ctrl.sub_vectors=3 must divide model.dim=128"),
+        (
+            {"method": "llm_init", "sparse": {"hashed": {"rows": 1 << 14}}},
+            "method=llm_init starts a row for every item: leave sparse.hashed out",
+        ),
+        (
+            {"disentangle": {"freeze": ["id"], "experts": ["aligned", "text"]}},
+            "freeze=['id'] must be some of experts=['aligned', 'text']",
+        ),
+        ({"disentangle": {"experts": ["id", "id"]}}, "experts=['id', 'id'] names one twice"),
+        ({"disentangle": {"experts": ["id"]}}, "disentangle.experts: Tuple should have at least 2"),
+        ({"align": {"anchor": False, "gamma": 0}}, "anchor=false and gamma=0 leave nothing to learn from"),
+        ({"align": {"alignment": "infonce", "kernel": "linear"}}, "kernel and samples belong to alignment=mk_mmd"),
+        ({"sparse": {"sharding": "column_wise"}}, "sparse.sharding=column_wise would keep one rowwise_adagrad state"),
+        (
+            {"sparse": {"sharding": "grid", "optimizer": "partial_rowwise_adam"}},
+            "sparse.sharding=grid would keep one partial_rowwise_adam state",
+        ),
+        (
+            {"sparse": {"sharding": "grid", "optimizer": "adagrad"}, "model": {"dim": 12}},
+            "model.dim=12 must be a multiple of 8 for TorchRec tables cut into 2 by sparse.grid_columns",
+        ),
+        ({"sparse": {"backend": "torch", "optimizer": "adam"}}, "sparse.optimizer=adam is fbgemm's"),
+        ({"sparse": {"backend": "torch", "uvm": True}}, "sparse.uvm is fbgemm's"),
+        (
+            {"sparse": {"backend": "torch", "optimizer": "adamw", "precision": "fp16"}},
+            "sparse.optimizer=adamw steps fp32 rows alone",
+        ),
+        ({"sparse": {"hashed": {"rows": 3000, "buckets": 3000}}}, "buckets=3000 must be a power of two"),
+        (
+            {"sparse": {"hashed": {"rows": 3000, "buckets": 1024}}},
+            "rows=3000 must be a multiple of sparse.hashed.buckets=1024: use 3072",
+        ),
+        ({"data": {"synthetic": {}, "items": "x.csv"}}, "set both data.interactions and data.items, or neither"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_anything_starts(values: dict[str, object], told: str) -> None:
+    assert told in refusal(values)
