@@ -245,3 +245,8 @@ class Config(Section):
         """The section of one stage."""
         section: StageConfig = getattr(self, name)
         return section
+
+    def stage_model(self, name: StageName) -> ModelConfig:
+        """The model section with the stage's own dropout."""
+        dropout = self.stage(name).dropout
+        return self.model if dropout is None else self.model.model_copy(update={"dropout": dropout})

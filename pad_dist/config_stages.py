@@ -24,6 +24,8 @@ class StageConfig(Section):
     sparse_lr: float = Field(0.1, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     warmup_steps: int = Field(0, ge=0)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Of this stage's model; null: `model.dropout`."""
 
 
 class AlignConfig(StageConfig):

@@ -247,7 +247,7 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
         "seed": config.seed,
         "dataset": dataset.content_hash,
         "text": text,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.stage_model(stage).model_dump(mode="json", exclude=_unused(made_of)),
         "sparse": config.sparse.model_dump(
             mode="json", exclude={"backend", "sharding", "grid_columns", "uvm", "memory_gib"}
         ),
@@ -262,6 +262,16 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
         "starts from": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
         "continue_from": earlier(config, stage).fingerprint if config.continue_from else None,
     }
+
+
+def _unused(made_of: Parts) -> set[str]:
+    """What of the model section no part of the stage reads."""
+    unused: set[str] = set()
+    if "aligned" not in made_of.experts:
+        unused |= {"fusion", "row_dropout"}
+    if not {"aligned", "text"} & {*made_of.experts}:
+        unused |= {"projector_layers", "projector_activation", "projector_dropout"}
+    return unused if made_of.gated else unused | {"gate_init"}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

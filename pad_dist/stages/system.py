@@ -134,7 +134,8 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
     text_dim = text.dim if text else 0
-    pad = Pad(made_of.experts, config.model, text_dim, made_of.gated, made_of.log_mix, made_of.head).to(ranks.device)
+    model = config.stage_model(stage)
+    pad = Pad(made_of.experts, model, text_dim, made_of.gated, made_of.log_mix, made_of.head).to(ranks.device)
     return System(config, stage, ranks, dataset, tables, text, bins, shares, ids, pad)
 
 

@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from pad_dist.config_file import parse_config
 from pad_dist.errors import UserError
+from pad_dist.stages.system import build_system
 from pad_dist.stages.train import Bests
 from pad_dist.training.loop import Best
+from pad_dist.training.ranks import Ranks
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -39,6 +44,22 @@ def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> Non
     shares = json.loads((tmp_path / "shares.json").read_text())
     assert shares["align"] == pytest.approx(0.3, abs=0.07)  # five standard deviations
     assert shares["pretrain"] == shares["disentangle"] == 1
+
+
+def test_a_stage_may_have_a_dropout_of_its_own(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30, seed=1), 30)
+    write_tiny_text(dataset, 8)
+    values = {
+        "name": "tiny",
+        "dataset": dataset,
+        "model": {"dim": 8, "dropout": 0.3},
+        "sparse": {"backend": "torch"},
+        "pretrain": {"dropout": 0.6},
+    }
+    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    for stage, dropout in (("pretrain", 0.6), ("align", 0.3)):
+        pad = build_system(parse_config(values, "x"), stage, ranks).pad  # type: ignore[arg-type]
+        assert {module.p for module in pad.modules() if isinstance(module, nn.Dropout)} == {dropout}
 
 
 def test_the_best_validation_is_the_last_one_whose_checkpoint_was_written() -> None:
