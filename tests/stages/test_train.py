@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +25,16 @@ from tests.support.tiny_text import write_tiny_text
 ROOT = Path(__file__).parents[2]
 
 
-def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> None:
-    dataset = write_tiny_dataset(tmp_path / "dataset", random_sequences(200, 300, seed=1), 300)
+def tiny(directory: Path) -> dict[str, Any]:
+    """Settings of a small model, and the dataset with texts that they name."""
+    dataset = write_tiny_dataset(directory / "dataset", random_sequences(200, 300, seed=1), 300)
     write_tiny_text(dataset, 8)
+    return {"name": "tiny", "dataset": dataset, "model": {"dim": 8, "max_length": 8, "dropout": 0.3}}
+
+
+def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> None:
     settings = {
-        "name": "tiny",
-        "dataset": dataset,
-        "model": {"dim": 8, "max_length": 8},
+        **tiny(tmp_path),
         "training": {"batch_size": 32, "loss": {"negatives": 100}},
         "align": {"mmd_item_share": 0.3},
     }
@@ -47,15 +51,7 @@ def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> Non
 
 
 def test_a_stage_may_have_a_dropout_of_its_own(tmp_path: Path) -> None:
-    dataset = write_tiny_dataset(tmp_path / "dataset", random_sequences(20, 30, seed=1), 30)
-    write_tiny_text(dataset, 8)
-    values = {
-        "name": "tiny",
-        "dataset": dataset,
-        "model": {"dim": 8, "dropout": 0.3},
-        "sparse": {"backend": "torch"},
-        "pretrain": {"dropout": 0.6},
-    }
+    values = tiny(tmp_path) | {"sparse": {"backend": "torch"}, "pretrain": {"dropout": 0.6}}
     ranks = Ranks(0, 1, torch.device("cpu"), None)
     for stage, dropout in (("pretrain", 0.6), ("align", 0.3)):
         pad = build_system(parse_config(values, "x"), stage, ranks).pad  # type: ignore[arg-type]
