@@ -26,6 +26,9 @@ class StageConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     dropout: float | None = Field(None, ge=0, lt=1)
     """Of this stage's model; null: `model.dropout`."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """0: the weights are validated and kept as they are. Else a running average of them over the ends of epochs, of
+    which each epoch leaves this share; in host memory."""
 
 
 class AlignConfig(StageConfig):

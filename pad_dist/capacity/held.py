@@ -13,7 +13,7 @@ from pad_dist.model.pad import Pad
 from pad_dist.sparse.id_map import map_bytes
 from pad_dist.sparse.placement import DEVICE_SHARE, STATES, Block, block_bytes
 from pad_dist.sparse.row_shards import row_range
-from pad_dist.stages.parts import frozen_parameters, needs_text, parts
+from pad_dist.stages.parts import averaged_tables, frozen_parameters, needs_text, parts
 from pad_dist.training.shard_files import BLOCK_BYTES
 
 PROCESS_BYTES = 475 << 20
@@ -30,7 +30,9 @@ def held(
     start, stop = row_range(data.items + 1, 0, world_size)
     rows = stop - start
     on_gpu = device.kind == "cuda"
+    averaged = [block for block in blocks if block.table in averaged_tables(config, stage)]
     lines = [line for block in blocks for line in _table(block, config)]
+    lines += [Line(f"table {b.table}, average", block_bytes(b, config.sparse)[0], on_host=on_gpu) for b in averaged]
     tables = len(parts(config, stage).tables)
     if config.sparse.hashed and tables:
         lines += _hashed(config.sparse.hashed, tables, rows, world_size, on_gpu)

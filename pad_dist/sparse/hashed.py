@@ -47,6 +47,8 @@ class HashedTables(Tables):
         self._seed = seed
         self._std = row_std(self.spec, std)
         self._frozen = frozen
+        self.followers: list[Part] = []
+        """Parts elsewhere whose rows start anew with those of the tables of their names."""
 
     def lookup(
         self,
@@ -102,12 +104,12 @@ class HashedTables(Tables):
         """Reset this rank's share of newly admitted rows: [A, 2] rows and ids."""
         if not len(admitted):
             return
-        for part in self._tables.parts():
+        for part in [*self._tables.parts(), *self.followers]:
             name, _, _ = part.name.partition(".")
             if name != table or part.shape[0] != self.spec.rows:
                 continue
-            first = part.offsets[0]
-            rows, ids = admitted[(admitted[:, 0] >= first) & (admitted[:, 0] < first + len(part.tensor))].unbind(1)
+            first, asked = part.offsets[0], admitted.to(part.tensor.device)
+            rows, ids = asked[(asked[:, 0] >= first) & (asked[:, 0] < first + len(part.tensor))].unbind(1)
             if part.name != table:
                 part.tensor[rows - first] = 0
                 continue

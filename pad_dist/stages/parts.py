@@ -14,6 +14,7 @@ from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
 from pad_dist.model.heads import HeadName
 from pad_dist.sparse.tables import TableSpec
+from pad_dist.stages.differences import differences
 from pad_dist.stages.earlier import check_fits, earlier
 from pad_dist.stages.trained_on import other_version
 
@@ -138,6 +139,12 @@ def frozen_parameters(config: Config, stage: StageName) -> tuple[str, ...]:
 def needs_text(config: Config, stage: StageName) -> bool:
     """Whether the stage's model reads the text table."""
     return parts(config, stage).has_text
+
+
+def averaged_tables(config: Config, stage: StageName) -> set[str]:
+    """The tables of which a stage keeps a running average: those that it trains."""
+    frozen = config.disentangle.freeze if stage == "disentangle" else ()
+    return {name for name in parts(config, stage).tables if config.stage(stage).average and name not in frozen}
 
 
 def table_spec(config: Config, stage: StageName, items: int) -> TableSpec:
@@ -272,26 +279,3 @@ def _unused(made_of: Parts) -> set[str]:
     if not {"aligned", "text"} & {*made_of.experts}:
         unused |= {"projector_layers", "projector_activation", "projector_dropout"}
     return unused if made_of.gated else unused | {"gate_init"}
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two nested dicts, "" if nothing does.
-
-    >>> differences({"seed": 7, "model": {"dim": 64, "heads": 2}}, {"seed": 7, "model": {"dim": 128, "heads": 2}})
-    'model.dim: 64 -> 128'
-    """
-    old, new = _flat(before), _flat(now)
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return ", ".join(f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
-def _short(value: Any) -> str:
-    """A digest by its first digits."""
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

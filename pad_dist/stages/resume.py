@@ -8,7 +8,8 @@ from typing import Any
 from pad_dist import storage
 from pad_dist.config import Config, StageName
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import checkpoint_dir, differences, made_from
+from pad_dist.stages.differences import differences
+from pad_dist.stages.parts import checkpoint_dir, made_from
 from pad_dist.training.checkpoint import (
     checkpoint_meta,
     complete_steps,

@@ -23,11 +23,11 @@ from pad_dist.sparse.row_shards import RowShards
 from pad_dist.sparse.tables import Tables, build_tables, row_std
 from pad_dist.sparse.text_rows import TextRows
 from pad_dist.sparse.text_start import fill_from_text
+from pad_dist.stages.differences import differences
 from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import (
     checkpoint_dir,
     command,
-    differences,
     inherits,
     made_from,
     main_scorer,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
 from pad_dist.stages.parts import checkpoint_dir, fingerprint, made_from, parts, stage_dir
 from pad_dist.stages.resume import checkpoint_to_resume
-from pad_dist.stages.system import System, build_system, initialise, load_weights
+from pad_dist.stages.scored import ScoredWeights
+from pad_dist.stages.system import System, build_system, initialise
 from pad_dist.stages.trained_on import record
 from pad_dist.training.checkpoint import checkpoint_meta, load_optimizer, load_parts
-from pad_dist.training.engine import build_engine, full_state, load_optimizer_state, optimizer_state
+from pad_dist.training.engine import build_engine, load_optimizer_state, optimizer_state
 from pad_dist.training.lock import locked
 from pad_dist.training.loop import Best, Metrics, Progress, Schedule, fit
 from pad_dist.training.metrics import Recorder
@@ -62,23 +63,22 @@ def _train(system: System, validate: Validate) -> Best:
             print(f"[{stage}] {text}", flush=True)
 
     kept = checkpoint_to_resume(config, stage, ranks, say)
+    saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
+    scored = ScoredWeights(system, saver.finish)
     if kept is None:
         initialise(system)
     else:
-        load_weights(system, kept)
-    scoring = copy.deepcopy(system.pad).eval()
-    saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
+        scored.load(kept)
     trainer = Trainer(system, saver.keep)
     start = trainer.restore(kept) if kept else None
     saver.newest = start.step if start else None
 
-    def scoring_weights() -> dict[str, Tensor]:
-        prefix = "pad."
-        return {name.removeprefix(prefix): value for name, value in full_state(trainer.objective).items()}
+    if start is None:
+        scored.end_epoch(trainer.objective, 0)
 
     def validate_now() -> Metrics:
-        scoring.load_state_dict(scoring_weights())
-        return validate(system, scoring)
+        with scored.validating(trainer.objective):
+            return validate(system, scored.pad)
 
     result = f"{stage_dir(config, stage)}/result.json"
     about = {"made_from": made_from(config, stage), "fingerprint": fingerprint(config, stage)}
@@ -93,8 +93,8 @@ def _train(system: System, validate: Validate) -> Best:
         progress = replace(progress, best=bests.whole(progress.best, saver.lost))
         saver.save(
             progress.step,
-            parts=system.tables.parts(),
-            dense=scoring_weights(),
+            parts=scored.parts(),
+            dense=scored.dense(trainer.objective),
             optimizer=trainer.optimizer_state() if progress.step > progress.skipped else {},
             best=progress.best.step,
             meta={
@@ -136,6 +136,7 @@ def _train(system: System, validate: Validate) -> Best:
             save=save,
             stopping=lambda: trainer.stopping,
             counters=system.tables.counters,
+            end_epoch=partial(scored.end_epoch, trainer.objective),
             recorder=recorder,
         )
         saver.finish()

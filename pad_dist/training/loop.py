@@ -65,6 +65,7 @@ def fit(
     save: Callable[[Progress], Best],
     stopping: Callable[[], bool],
     counters: Callable[[], dict[str, int]],
+    end_epoch: Callable[[int], None],
     recorder: Recorder,
 ) -> Best:
     """Train until validation hr@10 stops growing; returns the validation that was selected.
@@ -79,6 +80,7 @@ def fit(
         save: keeps the current weights, and gives the best validation whose weights are kept.
         stopping: whether to end after this step; equal on all ranks.
         counters: what else to report beside a loss, equal on all ranks.
+        end_epoch: is told each epoch after its last step, once also where training ends there and goes on later.
 
     Raises:
         Stopped: training was told to end; everything up to now is saved.
@@ -111,6 +113,8 @@ def fit(
                     loss=loss.item(),
                     counters=counters(),
                 )
+            if place == schedule.steps_per_epoch:
+                end_epoch(epoch)
             stop = stopping()
             if stop or (schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch):
                 best = save(Progress(epoch, place, step, best, skipped))

@@ -32,6 +32,7 @@ class OldRows:
 
     def keep(self, rows: Tensor) -> None:
         """Put aside rows of the part, ascending, that are about to change; those put aside before stay as they are."""
+        rows = rows.to(self._kept.device)
         rows = rows[~self._kept[rows]]
         self._kept[rows] = True
         self._old.append((rows, torch.index_select(self._tensor, 0, rows, out=self._room(len(rows)))))

@@ -38,9 +38,10 @@ def settings(
     backbone: str = "sasrec",
     asynchronous: bool = False,
     method: str = "pad",
+    average: float = 0.0,
     **training: Any,
 ) -> dict[str, Any]:
-    stage = {"epochs": 2, "sparse_lr": 0.02}
+    stage = {"epochs": 2, "sparse_lr": 0.02, "average": average}
     return {
         "name": "resume",
         "method": method,
@@ -68,8 +69,13 @@ def weights(out: Path, stage: str) -> dict[str, np.ndarray]:
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
-VARIANTS = [(zero, precision, "sasrec") for precision in ("fp32", "bf16") for zero in range(4)]
-VARIANTS += [(0, "bf16", "caser"), (1, "fp32", "ligr"), (3, "fp32", "gru4rec")]
+VARIANTS = [(zero, precision, "sasrec", 0.0) for precision in ("fp32", "bf16") for zero in range(4)]
+VARIANTS += [
+    (0, "bf16", "caser", 0.0),
+    (1, "fp32", "ligr", 0.7),
+    (3, "fp32", "gru4rec", 0.7),
+    (2, "bf16", "sasrec", 0.7),
+]
 
 
 def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_path: Path) -> None:
@@ -78,16 +84,17 @@ def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_p
             (
                 settings(
                     dataset,
-                    tmp_path / name / f"{z}{p}{b}",
+                    tmp_path / name / f"{z}{p}{b}{share}",
                     dropout=0.2,
                     backbone=b,
                     asynchronous=a,
                     zero_stage=z,
                     precision=p,
+                    average=share,
                 ),
                 "pretrain",
             )
-            for z, p, b in VARIANTS
+            for z, p, b, share in VARIANTS
         ]
         for name, a in (("whole", True), ("cut", False))
     )
@@ -95,10 +102,9 @@ def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_p
     train(cut, 2, STOP)
     resumed = train(cut, 2)
     for variant, there, here in zip(VARIANTS, expected, resumed, strict=True):
-        zero, precision, backbone = variant
         assert sorted(there) == list(range(STEPS))
         assert here == {step: there[step] for step in range(SAVED, STEPS)}, variant
-        old, new = (weights(tmp_path / name / f"{zero}{precision}{backbone}", "pretrain") for name in ("whole", "cut"))
+        old, new = (weights(tmp_path / name / "".join(map(str, variant)), "pretrain") for name in ("whole", "cut"))
         assert old and old.keys() == new.keys()
         for name, value in old.items():
             np.testing.assert_array_equal(new[name], value, err_msg=f"{variant} {name}")

@@ -55,6 +55,7 @@ class Stage:
                 save=self.save,
                 stopping=lambda: False,
                 counters=lambda: {"id.admitted": 5},
+                end_epoch=lambda epoch: self.left.append(f"end {epoch}"),
                 recorder=recorder,
             )
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -82,7 +83,8 @@ class Stage:
 
 def test_an_epoch_is_all_its_steps_and_one_validation(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.1, 0.2, 0.3], epochs=2)
-    assert stage.left == ["validate", "epoch 1", *["step"] * 3, "validate", "epoch 2", *["step"] * 3, "validate"]
+    epochs = [[f"epoch {n}", *["step"] * 3, f"end {n}", "validate"] for n in (1, 2)]
+    assert stage.left == ["validate", *epochs[0], *epochs[1]]
 
 
 def test_every_validation_is_saved_with_the_best_so_far(tmp_path: Path) -> None:

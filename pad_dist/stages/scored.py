@@ -1,0 +1,128 @@
+"""The weights of a stage that are validated and kept: those of the moment, or a running average over epochs.
+
+The average is kept beside the weights that are trained: of the dense part in the
+module that scores, of the tables in host memory, each rank's of its own rows. A
+validation finds it in the tables, where it takes the place of the trained rows for
+as long. A checkpoint holds it under the names of the weights, so that whoever reads
+one gets what was selected; the trained rows lie beside it as "<table>.trained", the
+trained dense weights with the optimizer's state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pad_dist.errors import UserError
+from pad_dist.model.pad import Pad
+from pad_dist.sparse.hashed import HashedTables
+from pad_dist.sparse.tables import Part
+from pad_dist.stages.parts import averaged_tables
+from pad_dist.stages.system import System
+from pad_dist.training.checkpoint import load_dense, load_optimizer, load_parts
+from pad_dist.training.engine import full_state
+
+_BLOCK_ROWS = 1 << 14
+
+
+class ScoredWeights:
+    """What of a stage is validated and kept.
+
+    Attributes:
+        pad: the dense module that scores, in eval mode; `validating` and `end_epoch` bring it up to date.
+    """
+
+    def __init__(self, system: System, finish_save: Callable[[], None]) -> None:
+        """Make room beside the weights of a stage.
+
+        `finish_save` waits for a save that reads the tables; it is called before they change otherwise than by a step.
+
+        Raises:
+            UserError: rows beside a GPU's memory cannot be exchanged.
+        """
+        self.pad: Pad = copy.deepcopy(system.pad).eval()
+        self._system = system
+        self._finish_save = finish_save
+        self._share = system.config.stage(system.stage).average
+        names = averaged_tables(system.config, system.stage)
+        if names and system.config.sparse.uvm:
+            raise UserError(
+                f"{system.stage}.average exchanges whole tables at each validation, which kernels with rows outside "
+                f"the GPU's memory would not see: set {system.stage}.average=0, or sparse.uvm=false"
+            )
+        self._trained = [part for part in system.tables.weights() if part.name in names]
+        # No step changes their rows, but for hashed ids that get one.
+        self._averages = [
+            replace(part, tensor=torch.empty_like(part.tensor, device="cpu"), copied=False) for part in self._trained
+        ]
+        if isinstance(system.tables, HashedTables):
+            system.tables.followers = self._averages
+
+    def parts(self) -> list[Part]:
+        """What this rank's file of a checkpoint holds, under the names there."""
+        averaged = {part.name for part in self._trained}
+        return [
+            *self._averages,
+            *(replace(part, name=f"{part.name}.trained") for part in self._trained),
+            *(part for part in self._system.tables.parts() if part.name not in averaged),
+        ]
+
+    def load(self, path: str) -> None:
+        """Take the weights of a checkpoint to train on from, and their average. Collective."""
+        states = {part.name for part in self._system.tables.parts()} - {
+            part.name for part in self._system.tables.weights()
+        }
+        load_parts(path, [part for part in self.parts() if part.name not in states])
+        dense, trained = load_dense(path), load_optimizer(path)
+        self.pad.load_state_dict(dense)
+        self._system.pad.load_state_dict({name: trained.get(f"pad.{name}.weight", dense[name]) for name in dense})
+
+    @torch.no_grad()
+    def end_epoch(self, objective: nn.Module, epoch: int) -> None:
+        """Take the weights of an epoch's end into the average; up to the first epoch they are all of it. Collective."""
+        if not self._share:
+            return
+        new = 1 - self._share if epoch > 1 else 1.0
+        dense = self.pad.state_dict()
+        for name, value in _dense_state(objective).items():
+            dense[name].lerp_(value, new)
+        if self._trained:
+            self._finish_save()
+        for trained, average in zip(self._trained, self._averages, strict=True):
+            for now, kept in zip(trained.tensor.split(_BLOCK_ROWS), average.tensor.split(_BLOCK_ROWS), strict=True):
+                kept.copy_(kept.float().lerp(now.float().cpu(), new) if epoch > 1 else now)
+
+    def dense(self, objective: nn.Module) -> dict[str, Tensor]:
+        """The dense weights to keep. Collective."""
+        return self.pad.state_dict() if self._share else _dense_state(objective)
+
+    @contextmanager
+    def validating(self, objective: nn.Module) -> Iterator[None]:
+        """Within the block the tables and `pad` hold what is scored. Collective."""
+        if not self._share:
+            self.pad.load_state_dict(_dense_state(objective))
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        if self._trained:
+            self._finish_save()
+        for trained, average in zip(self._trained, self._averages, strict=True):
+            for now, kept in zip(trained.tensor.split(_BLOCK_ROWS), average.tensor.split(_BLOCK_ROWS), strict=True):
+                before = now.to("cpu", copy=True)
+                now.copy_(kept)
+                kept.copy_(before)
+
+
+def _dense_state(objective: nn.Module) -> dict[str, Tensor]:
+    """The dense weights of a stage's objective as those of its model."""
+    return {name.removeprefix("pad."): value for name, value in full_state(objective).items()}
