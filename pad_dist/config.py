@@ -9,7 +9,7 @@ those of stages and methods in `pad_dist.config_stages`.
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -220,6 +220,12 @@ class Config(Section):
             raise ValueError(
                 "disentangle.mix=log_probabilities needs negatives of known odds: set training.loss.log_q=true, or "
                 "training.loss.in_batch=0"
+            )
+        averaged = [name for name in get_args(StageName) if self.sparse.uvm and self.stage(name).average]
+        if averaged:
+            raise ValueError(
+                f"{averaged[0]}.average exchanges whole tables at each validation, past the cache of sparse.uvm: "
+                f"set {averaged[0]}.average=0, or sparse.uvm=false"
             )
         if self.method == "llm_init" and self.sparse.hashed:
             raise ValueError("method=llm_init starts a row for every item: leave sparse.hashed out")

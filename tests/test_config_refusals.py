@@ -78,6 +78,10 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ({"sparse": {"backend": "torch", "optimizer": "adam"}}, "sparse.optimizer=adam is fbgemm's"),
         ({"sparse": {"backend": "torch", "uvm": True}}, "sparse.uvm is fbgemm's"),
         (
+            {"sparse": {"uvm": True}, "align": {"average": 0.5}},
+            "align.average exchanges whole tables at each validation, past the cache of sparse.uvm",
+        ),
+        (
             {"sparse": {"backend": "torch", "optimizer": "adamw", "precision": "fp16"}},
             "sparse.optimizer=adamw steps fp32 rows alone",
         ),

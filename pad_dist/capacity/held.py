@@ -43,7 +43,7 @@ def held(
         Line("frequencies and bins as read" if on_gpu else "frequencies", rows * _item_bytes(on_gpu), on_host=on_gpu),
         *dense_lines(config, stage, data, world_size),
         Line("sequences read ahead", _sequences(data), on_host=on_gpu),
-        *_saving(config, blocks, on_gpu),
+        *_saving(config, blocks, averaged, on_gpu),
         Line("process", PROCESS_BYTES, on_host=on_gpu),
     ]
     return lines
@@ -64,7 +64,7 @@ def _item_bytes(on_gpu: bool) -> int:
     return _FREQUENCY_BYTES + (_BIN_BYTES if on_gpu else 0)
 
 
-def _saving(config: Config, blocks: list[Block], on_gpu: bool) -> list[Line]:
+def _saving(config: Config, blocks: list[Block], averaged: list[Block], on_gpu: bool) -> list[Line]:
     """A save runs beside steps and validation: one block of a file, and a mark per row of each array.
 
     Old values of the rows that steps change meanwhile come on top, for as long as they are not written.
@@ -73,6 +73,7 @@ def _saving(config: Config, blocks: list[Block], on_gpu: bool) -> list[Line]:
     lines = [
         Line("save: block of a file", BLOCK_BYTES, on_host=on_gpu),
         Line("save: marks of rows", arrays * sum(block.rows for block in blocks)),
+        Line("save: marks of averaged rows", sum(block.rows for block in averaged), on_host=on_gpu),
     ]
     if config.sparse.optimizer == "adamw":
         copied = sum(sum(block_bytes(block, config.sparse)) for block in blocks)

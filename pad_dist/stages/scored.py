@@ -18,7 +18,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
 from pad_dist.sparse.hashed import HashedTables
 from pad_dist.sparse.tables import Part
@@ -41,21 +40,13 @@ class ScoredWeights:
         """Make room beside the weights of a stage.
 
         `finish_save` waits for a save that reads the tables; it is called before they change otherwise than by a step.
-
-        Raises:
-            UserError: rows beside a GPU's memory cannot be exchanged.
         """
         self.pad: Pad = copy.deepcopy(system.pad).eval()
         self._system = system
         self._finish_save = finish_save
         self._share = system.config.stage(system.stage).average
-        names = averaged_tables(system.config, system.stage)
-        if names and system.config.sparse.uvm:
-            raise UserError(
-                f"{system.stage}.average exchanges whole tables at each validation, which kernels with rows outside "
-                f"the GPU's memory would not see: set {system.stage}.average=0, or sparse.uvm=false"
-            )
-        self._trained = [part for part in system.tables.weights() if part.name in names]
+        averaged = averaged_tables(system.config, system.stage)
+        self._trained = [part for part in system.tables.weights() if part.name in averaged]
         # No step changes their rows, but for hashed ids that get one.
         self._averages = [
             replace(part, tensor=torch.empty_like(part.tensor, device="cpu"), copied=False) for part in self._trained
@@ -65,19 +56,16 @@ class ScoredWeights:
 
     def parts(self) -> list[Part]:
         """What this rank's file of a checkpoint holds, under the names there."""
-        averaged = {part.name for part in self._trained}
+        averaged = {part.name for part in self._averages}
+        found = self._system.tables.parts()
         return [
             *self._averages,
-            *(replace(part, name=f"{part.name}.trained") for part in self._trained),
-            *(part for part in self._system.tables.parts() if part.name not in averaged),
+            *(replace(part, name=f"{part.name}.trained" if part.name in averaged else part.name) for part in found),
         ]
 
     def load(self, path: str) -> None:
         """Take the weights of a checkpoint to train on from, and their average. Collective."""
-        states = {part.name for part in self._system.tables.parts()} - {
-            part.name for part in self._system.tables.weights()
-        }
-        load_parts(path, [part for part in self.parts() if part.name not in states])
+        load_parts(path, self.parts())
         dense, trained = load_dense(path), load_optimizer(path)
         self.pad.load_state_dict(dense)
         self._system.pad.load_state_dict({name: trained.get(f"pad.{name}.weight", dense[name]) for name in dense})

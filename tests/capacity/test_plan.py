@@ -44,6 +44,14 @@ def test_what_lies_on_a_rank_follows_from_its_share_of_the_rows(world_size: int)
     assert found["frequency bins"] == rows
 
 
+def test_the_average_of_the_trained_tables_lies_in_host_memory() -> None:
+    averaged = config(disentangle={"average": 0.5, "freeze": ["id"]})
+    before, plan = (plan_stage(c, "disentangle", DATA, GPU, 2) for c in (config(), averaged))
+    assert lines(plan)["table aligned, average"] == 500_001 * 128 * 4
+    assert "table id, average" not in lines(plan)
+    assert plan.needed(on_host=True) - before.needed(on_host=True) == 500_001 * (128 * 4 + 1)
+
+
 @pytest.mark.parametrize(
     ("stage", "tables", "text"),
     [("pretrain", {"id"}, 0), ("align", {"aligned"}, 1), ("disentangle", {"id", "aligned"}, 1)],

@@ -20,7 +20,7 @@ def test_a_plan_of_every_stage_is_printed_with_the_ranks_that_it_takes() -> None
         assert f"{stage}: 1,000,000,000 items on 8 rank(s) of h200, 118 GiB each" in done.output
     rows = [[cell.strip() for cell in line.split("│")] for line in done.output.splitlines()]
     assert [row[2] for row in rows if row[1:2] == ["fits"]] == ["yes", "no", "yes", "no"]
-    assert [row[2] for row in rows if row[1:2] == ["smallest number of ranks"]] == ["5", "11", "7", "15"]
+    assert [row[2] for row in rows if row[1:2] == ["smallest number of ranks"]] == ["5", "12", "7", "15"]
     assert ["", "table id", "64,000,000,512", "cuda", ""] in rows
     assert "id: 125,000,001 x 128 on each of ranks 0-6 (fused)" in done.output
 

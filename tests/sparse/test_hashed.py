@@ -1,5 +1,7 @@
 """Rows that are given to ids as they are seen: what they start from, what reaches them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,22 @@ def test_the_moments_of_a_reused_row_start_at_zero() -> None:
         for moment in ("exp_avg", "exp_avg_sq") if step else ():
             assert held[f"id.{moment}"][1:][~wanted].any() and not held[f"id.{moment}"][1:][wanted].any()
         sum(row.square().sum() for row in rows.values()).backward()
+
+
+def test_parts_elsewhere_start_anew_with_the_rows_of_a_table() -> None:
+    tables = worker.build("torch row_wise rowwise_adagrad")
+    part = next(part for part in tables.weights() if part.name == "id")
+    tables.followers = [replace(part, tensor=torch.zeros_like(part.tensor))]
+    drawn = set[int]()
+    for step in range(3):
+        (ids, seen, _), *_ = worker.asked(step, 1)
+        before, old = tables.followers[0].tensor.clone(), part.tensor.clone()
+        tables.lookup(torch.from_numpy(ids), torch.from_numpy(seen))
+        new = (part.tensor != old).any(1)
+        assert new.any() and torch.equal(tables.followers[0].tensor[new], part.tensor[new])
+        assert torch.equal(tables.followers[0].tensor[~new], before[~new])
+        drawn |= {*new.nonzero().flatten().tolist()}
+    assert len(drawn) < len(part.tensor) - 1
 
 
 def test_an_id_without_a_row_has_zeros_and_gives_no_gradient() -> None:

@@ -64,8 +64,8 @@ def train(runs: Runs, world_size: int, stop: int | None = None) -> list[dict[int
     return first
 
 
-def weights(out: Path, stage: str) -> dict[str, np.ndarray]:
-    files = sorted((out / stage).glob(f"step-{STEPS:09d}/**/*.safetensors"))
+def weights(out: Path, stage: str, step: int = STEPS) -> dict[str, np.ndarray]:
+    files = sorted((out / stage).glob(f"step-{step:09d}/**/*.safetensors"))
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
@@ -108,6 +108,30 @@ def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_p
         assert old and old.keys() == new.keys()
         for name, value in old.items():
             np.testing.assert_array_equal(new[name], value, err_msg=f"{variant} {name}")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_is_kept_is_the_running_average_of_what_is_trained(dataset: str, tmp_path: Path, world_size: int) -> None:
+    plain = settings(dataset, tmp_path / "plain")
+    plain["checkpoint"]["keep"] = 9
+    averaged = settings(dataset, tmp_path / "averaged", average=0.75)
+    averaged["pretrain"] = averaged["pretrain"] | {"epochs": 3}
+    plain["pretrain"] = averaged["pretrain"] | {"average": 0.0}
+    train([(plain, "pretrain"), (averaged, "pretrain")], world_size)
+    first, second, third = (weights(tmp_path / "plain", "pretrain", step) for step in (6, 12, 18))
+    kept = weights(tmp_path / "averaged", "pretrain", 18)
+    for name, last in third.items():
+        if "optimizer" in name or "momentum" in name:
+            np.testing.assert_array_equal(kept[name], last)
+            continue
+        wanted = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * last
+        np.testing.assert_allclose(kept[name], wanted, rtol=1e-5, atol=1e-7, err_msg=name)
+        if name.startswith("tables"):
+            np.testing.assert_array_equal(kept[name.replace("id@", "id.trained@")], last)
+    result = storage.read_json(f"{tmp_path}/averaged/pretrain/result.json")
+    assert result["epoch"] > 1
+    for found in run_ranks(worker.score, world_size, averaged, "pretrain"):
+        assert found == result["valid"]
 
 
 def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, tmp_path: Path) -> None:

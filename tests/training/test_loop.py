@@ -161,6 +161,12 @@ def test_a_stage_goes_on_from_anything_it_has_saved(tmp_path: Path, stop: int) -
     assert rest.scales[: len(missing)] == pytest.approx(missing)
 
 
+def test_an_epoch_ends_once_also_where_training_was_ended_by_its_last_step(tmp_path: Path) -> None:
+    start = Progress(1, STEPS, STEPS, Best(0, 0, {"hr@10": 0.1}))
+    stage = Stage(tmp_path, [0.2, 0.3], start=start, epochs=2)
+    assert stage.left == ["epoch 1", "validate", "epoch 2", *["step"] * 3, "end 2", "validate"]
+
+
 def test_a_resumed_stage_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
     hits, settings = [0.1, 0.2, 0.3], {"epochs": 2, "log_every": 1}
     whole = Stage(tmp_path, hits, **settings)
