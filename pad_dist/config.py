@@ -210,17 +210,17 @@ class Config(Section):
     def _check(self) -> Self:
         if self.method == "ctrl" and self.model.dim % self.ctrl.sub_vectors:
             raise ValueError(f"ctrl.sub_vectors={self.ctrl.sub_vectors} must divide model.dim={self.model.dim}")
-        if self.disentangle.mix == "log_probabilities" and self.training.loss.kind in ("bce", "gbce"):
-            raise ValueError(
-                f"disentangle.mix=log_probabilities needs a softmax: with training.loss.kind={self.training.loss.kind} "
-                "set disentangle.mix=logits"
-            )
-        loss = self.training.loss
-        if self.disentangle.mix == "log_probabilities" and loss.in_batch and not loss.log_q:
-            raise ValueError(
-                "disentangle.mix=log_probabilities needs negatives of known odds: set training.loss.log_q=true, or "
-                "training.loss.in_batch=0"
-            )
+        loss, last = self.training.loss, self.disentangle
+        for key, needs in {"mix=log_probabilities": last.mix != "logits", "loss=ndcg": last.loss == "ndcg"}.items():
+            if needs and loss.kind in ("bce", "gbce"):
+                raise ValueError(
+                    f"disentangle.{key} needs a softmax, not training.loss.kind={loss.kind}: leave one of them out"
+                )
+            if needs and loss.in_batch and not loss.log_q:
+                raise ValueError(
+                    f"disentangle.{key} needs negatives of known odds: set training.loss.log_q=true, or "
+                    "training.loss.in_batch=0"
+                )
         averaged = [name for name in get_args(StageName) if self.sparse.uvm and self.stage(name).average]
         if averaged:
             raise ValueError(

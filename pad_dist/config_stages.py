@@ -66,8 +66,9 @@ class DisentangleConfig(StageConfig):
 
     experts: tuple[ExpertName, ...] = Field(("id", "aligned", "text"), min_length=2)
     """Which are mixed: two, or the paper's three."""
-    gate: Literal["frequency", "none"] = "frequency"
-    """What weighs the experts: the item's frequency bin, with weights that are learned, or nothing: all count alike."""
+    gate: Literal["frequency", "smooth", "none"] = "frequency"
+    """What weighs the experts, by weights that are learned. `frequency`: the item's frequency bin (the paper's).
+    `smooth`: the item's frequency itself, by which it also lifts the scores of rare items. `none`: all count alike."""
     trained_text: bool = False
     """Train the text expert alone first, in stage `pretrain_text`, and start from it; the paper's starts at random."""
     freeze: tuple[ExpertName, ...] = ()
@@ -80,6 +81,14 @@ class DisentangleConfig(StageConfig):
     targets: Literal["train", "valid"] = "train"
     """What the gate learns to rank. `valid`: the validation targets, which the experts, all frozen, have not seen; on
     those of training an expert that has overfitted looks best."""
+    loss: Literal["recommendation", "ndcg"] = "recommendation"
+    """What the mixture learns from: `training.loss` (the paper's), or a smooth ndcg of the target among the negatives
+    (ApproxNDCG), which is what a gate is chosen by and which asks little of the scores' scale."""
+    ndcg_temperature: float = Field(0.1, gt=0)
+    """Divides the differences of scores (ndcg): the lower, the nearer to ndcg and the fewer targets teach."""
+    weigh_rare: bool = False
+    """Count a target that stands f times in training 1 / (1 + ln(1 + f)) times (ndcg), so that the gate learns from
+    rare ones too."""
     gate_lr: float = Field(1e-2, gt=0)
     gate_weight_decay: float = Field(0.01, ge=0)
 
@@ -97,6 +106,8 @@ class DisentangleConfig(StageConfig):
                 f"freeze={list(self.freeze)} is all of the experts, which leaves the gate to learn: that needs "
                 "gate=frequency, and trained_text=true for the text expert"
             )
+        if self.weigh_rare and self.loss != "ndcg":
+            raise ValueError("weigh_rare=true belongs to loss=ndcg: set that, or leave it false")
         if self.targets == "valid" and set(self.freeze) != set(self.experts):
             raise ValueError(f"targets=valid is for the gate alone: set freeze={list(self.experts)}")
         return self

@@ -13,7 +13,7 @@ from pad_dist.model.pad import Pad
 from pad_dist.sparse.id_map import map_bytes
 from pad_dist.sparse.placement import DEVICE_SHARE, STATES, Block, block_bytes
 from pad_dist.sparse.row_shards import row_range
-from pad_dist.stages.parts import averaged_tables, frozen_parameters, needs_text, parts
+from pad_dist.stages.parts import averaged_tables, frozen_parameters, needs_text, parts, reads_frequency
 from pad_dist.training.shard_files import BLOCK_BYTES
 
 PROCESS_BYTES = 475 << 20
@@ -38,6 +38,8 @@ def held(
         lines += _hashed(config.sparse.hashed, tables, rows, world_size, on_gpu)
     if needs_text(config, stage):
         lines.append(Line("text vectors, float16", rows * data.text_dim * 2))
+    if reads_frequency(config, stage):
+        lines.append(Line("frequencies to look up", rows * _FREQUENCY_BYTES))
     lines += [
         Line("frequency bins", rows * _BIN_BYTES),
         Line("frequencies and bins as read" if on_gpu else "frequencies", rows * _item_bytes(on_gpu), on_host=on_gpu),
@@ -95,7 +97,7 @@ def dense_parameters(config: Config, stage: StageName, text_dim: int) -> tuple[i
     """Parameters of the stage's dense module, and how many of them are trained."""
     made_of = parts(config, stage)
     with torch.device("meta"):
-        pad = Pad(made_of.experts, config.model, text_dim, made_of.gated, made_of.log_mix, made_of.head)
+        pad = Pad(made_of.experts, config.model, text_dim, made_of.gate, made_of.log_mix, made_of.head)
     parameters = {name: p.numel() for name, p in pad.named_parameters()}
     still = sum(n for name, n in parameters.items() if name.startswith(frozen_parameters(config, stage)))
     return sum(parameters.values()), sum(parameters.values()) - still

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 Rows = dict[str, Tensor]
-"""What was looked up for `Batch.items`, once each: "id" and "aligned" [U, D] (trainable),
-"text" [U, text_dim], "bin" [U] int64, "share" [U] of the train interactions, for log-Q correction, and, in a
-training step of RLMRec-Gen, "masked" [U] bool, which items are read as a token."""
+"""What was looked up for `Batch.items`, once each: "id" and "aligned" [U, D] (trainable), "text" [U, text_dim],
+"bin" [U] int64, "share" [U] of the train interactions, for log-Q correction, "frequency" [U] int32, where a gate reads
+it, and, in a training step of RLMRec-Gen, "masked" [U] bool, which items are read as a token."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pad_dist.evaluation.ranking import (
     reordered,
 )
 from pad_dist.evaluation.report import SPLITS, Split
-from pad_dist.model.pad import Pad, log_mixture_users
+from pad_dist.model.pad import Pad, mixture_users
 from pad_dist.sparse.row_shards import row_range
 from pad_dist.stages.system import System, load_trained
 from pad_dist.training.ranks import Ranks
@@ -96,10 +96,10 @@ def evaluate(
         seen, bin_of = lookup_columns(users.targets, (frequency, bins.local[:, 0]), bins.start, ranks.group).unbind(1)
         constant = torch.ones(len(seen), 1, dtype=torch.float64, device=ranks.device)
         queries = {n: constant if n == "popularity" else _expert_part(pad, n, users.vectors) for n in scorers}
-        if "mixture" in scorers and pad.log_mix:
+        if "mixture" in scorers:
             alone = {str(name): _expert_part(pad, name, users.vectors) for name in pad.names}
-            partitions = log_partitions(alone, candidates, ranks.group)
-            queries["mixture"] = log_mixture_users(users.vectors, partitions)
+            partitions = log_partitions(alone, candidates, ranks.group) if pad.log_mix else None
+            queries["mixture"] = mixture_users(users.vectors, partitions, pad.lifts)
         found = rank_targets(queries, users, candidates, ranks.group)
         for name, places in found.items():
             counts[name] += rank_counts(places, seen, bin_of, system.config.evaluation.cold_max_frequency)
@@ -142,7 +142,7 @@ def _candidates(system: System, pad: Pad, scorers: Sequence[str], frequency: Ten
     """This rank's items in use, in the fewest blocks that VECTOR_BYTES allows. Collective."""
     ranks, bins = system.ranks, system.bins.local[:, 0]
     dim, dtype = system.config.model.dim, next(pad.parameters()).dtype
-    mixed = len(pad.names) * (dim + pad.log_mix)
+    mixed = len(pad.names) * dim + pad.extra_columns
     if "mixture" in scorers and pad.log_mix:
         scorers = [*dict.fromkeys([*scorers, *pad.names])]  # what the mixture's log-partitions are taken of
     shapes = {name: (mixed if name == "mixture" else dim, dtype) for name in scorers}

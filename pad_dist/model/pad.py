@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.experts import AlignedExpert, Expert, build_expert
-from pad_dist.model.gate import Gate
+from pad_dist.model.gate import Gate, GateName, SmoothGate
 from pad_dist.model.heads import Head, HeadName
 
 EXPERTS: tuple[ExpertName, ...] = ("id", "aligned", "text")
@@ -28,6 +28,7 @@ class Output:
         projected: [U, D] projected text t of the aligned expert, if it is there.
         anchored: [U, D] aligned-table rows e, likewise.
         gate: [U, M] weights, if there are several experts.
+        lift: [U, 1] added to an item's scores, if the gate gives one.
     """
 
     users: dict[ExpertName, Tensor]
@@ -35,17 +36,17 @@ class Output:
     projected: Tensor | None
     anchored: Tensor | None
     gate: Tensor | None
+    lift: Tensor | None = None
 
     def mixture(self, log_partitions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Users [P, M*D] and items [U, M*D] whose inner product is the mixture's score.
 
         sum_m g_m <u_m, v_m> = <[u_1 ; u_2 ; u_3], [g_1 v_1 ; g_2 v_2 ; g_3 v_3]>; a single
         expert's weight is 1. With `log_partitions` [P, M] what is weighed is <u_m, v_m> less
-        these: M columns more on either side.
+        these: M columns more on either side. A lift is one more.
         """
-        users, weighed = torch.cat([*self.users.values()], dim=1), log_partitions is not None
-        items = _mix([*self.items.values()], self.gate, weighed)
-        return users if log_partitions is None else log_mixture_users(users, log_partitions), items
+        users = mixture_users(torch.cat([*self.users.values()], dim=1), log_partitions, self.lift is not None)
+        return users, _mix([*self.items.values()], self.gate, self.lift, log_partitions is not None)
 
 
 class Pad(nn.Module):
@@ -55,8 +56,8 @@ class Pad(nn.Module):
         experts: any of id, aligned, text; kept in that order.
         config: width, depth and forms.
         text_dim: width of the text embeddings; unused by the ID expert.
-        gated: whether several experts are weighed by a gate; else all count alike.
-        log_mix: whether a mixture weighs log-probabilities (`log_mixture_users`) instead of logits.
+        gate: what weighs several experts; None: all count alike.
+        log_mix: whether a mixture weighs log-probabilities (`mixture_users`) instead of logits.
         head: what is learned with beside them, if anything; it takes no part in any score.
 
     Dense weights start Xavier-normal and biases at 0 (paper); seed with torch.manual_seed.
@@ -67,7 +68,7 @@ class Pad(nn.Module):
         experts: Sequence[ExpertName],
         config: ModelConfig,
         text_dim: int,
-        gated: bool = True,
+        gate: GateName | None = "frequency",
         log_mix: bool = False,
         head: HeadName | None = None,
     ) -> None:
@@ -75,7 +76,10 @@ class Pad(nn.Module):
         self.names = tuple(name for name in EXPERTS if name in experts)
         self.experts = nn.ModuleDict({name: build_expert(name, config, text_dim) for name in self.names})
         self.experts.apply(_initialise)
-        self.gate = Gate(self.names, config.gate_init, log_mix) if gated and len(self.names) > 1 else None
+        self.gate: Gate | SmoothGate | None = None
+        if gate and len(self.names) > 1:
+            by_bin = gate == "frequency"
+            self.gate = Gate(self.names, config.gate_init, log_mix) if by_bin else SmoothGate(len(self.names))
         self.log_mix = log_mix
         self.head = Head(head, config, text_dim) if head else None
         if self.head is not None:
@@ -99,7 +103,7 @@ class Pad(nn.Module):
                 read = self.head.mask(read, rows["masked"])
             encoded = expert.encoder(read.index_select(0, batch.inputs), batch.lengths)
             users[name] = encoded if batch.scored is None else encoded.index_select(0, batch.scored)
-        return Output(users, items, projected, anchored, self._gate(rows))
+        return Output(users, items, projected, anchored, *self._gate(rows))
 
     def encode(self, inputs: Tensor, lengths: Tensor, rows: Rows) -> Tensor:
         """User vectors after the last item of each context.
@@ -124,24 +128,35 @@ class Pad(nn.Module):
     def catalogue(self, rows: Rows, gated: bool = True) -> Tensor:
         """Item vectors [n, M*D] to rank with `encode`'s user vectors.
 
-        With `gated=False` the m-th block of D columns ranks for expert m alone. A gated mixture of log-probabilities
-        has M columns more, as `log_mixture_users` has.
+        With `gated=False` the m-th block of D columns ranks for expert m alone. Else there are the `extra_columns` of
+        `mixture_users`.
         """
         rows = self._cast(rows)
         vectors = [self.expert(name).item_vectors(rows) for name in self.names]
-        return _mix(vectors, self._gate(rows) if gated else None, self.log_mix and gated)
+        return _mix(vectors, *self._gate(rows), self.log_mix) if gated else _mix(vectors, None, None)
+
+    @property
+    def lifts(self) -> bool:
+        """Whether the gate adds to the scores of items."""
+        return isinstance(self.gate, SmoothGate)
+
+    @property
+    def extra_columns(self) -> int:
+        """Columns of the mixture's vectors beside the experts'."""
+        return len(self.names) * self.log_mix + self.lifts
 
     def expert(self, name: ExpertName) -> Expert:
         """The expert of that name."""
         return cast(Expert, self.experts[name])
 
-    def _gate(self, rows: Rows) -> Tensor | None:
+    def _gate(self, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+        """Weights [U, M] and lifts [U, 1] of the items, where there are any."""
         if len(self.names) == 1:
-            return None
+            return None, None
         if self.gate is None:
-            return next(self.parameters()).new_full((len(rows["bin"]), len(self.names)), 1 / len(self.names))
-        weights: Tensor = self.gate(rows["bin"])
-        return weights
+            return next(self.parameters()).new_full((len(rows["bin"]), len(self.names)), 1 / len(self.names)), None
+        found: tuple[Tensor, Tensor | None] = self.gate(rows)
+        return found
 
     def _cast(self, rows: Rows) -> Rows:
         """Rows in the dtype of the weights: the tables stay fp32 under a bf16 module."""
@@ -154,18 +169,21 @@ def _cut_padding(name: str, row: Tensor, items: Tensor) -> Tensor:
     return torch.where((items == 0).unsqueeze(1), row.detach(), row) if name in ("id", "aligned") else row
 
 
-def log_mixture_users(users: Tensor, log_partitions: Tensor) -> Tensor:
-    """Users [n, M*D] and log-partitions [n, M] -> [n, M*D + M], which rank by weighed log-probabilities.
+def mixture_users(users: Tensor, log_partitions: Tensor | None, lifts: bool) -> Tensor:
+    """Users [n, M*D], and log-partitions [n, M] where log-probabilities are weighed -> [n, M*D + extra_columns].
 
-    sum_m g_m (<u_m, v_m> - z_m) = <[u_1 ; ... ; u_M ; -z], [g_1 v_1 ; ... ; g_M v_M ; g]>: one inner product still.
+    sum_m g_m (<u_m, v_m> - z_m) + b = <[u_1 ; ... ; u_M ; -z ; 1], [g_1 v_1 ; ... ; g_M v_M ; g ; b]>: one inner
+    product still. `lifts`: whether there is a b.
     """
-    return torch.cat([users, -log_partitions.to(users.dtype)], dim=1)
+    partitions = [] if log_partitions is None else [-log_partitions.to(users.dtype)]
+    return torch.cat([users, *partitions, *([users.new_ones(len(users), 1)] if lifts else [])], dim=1)
 
 
-def _mix(vectors: list[Tensor], gate: Tensor | None, with_gate: bool = False) -> Tensor:
+def _mix(vectors: list[Tensor], gate: Tensor | None, lift: Tensor | None, with_gate: bool = False) -> Tensor:
     if gate is not None:
         vectors = [vector * gate[:, m : m + 1] for m, vector in enumerate(vectors)]
-    return torch.cat([*vectors, gate] if with_gate and gate is not None else vectors, dim=1)
+    extra = [column for column in (gate if with_gate else None, lift) if column is not None]
+    return torch.cat([*vectors, *extra], dim=1)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -101,6 +101,32 @@ def softmax_sum(
     return loss
 
 
+def approx_ndcg_sum(
+    users: Tensor, items: Tensor, batch: Batch, expected: Tensor, temperature: float, weights: Tensor | None = None
+) -> Tensor:
+    """Sum over positions of weight * (1 - ndcg), with a smooth ndcg of the target (ApproxNDCG, Qin, Liu & Li 2010).
+
+    There is one relevant item, so ndcg = 1 / log2(1 + rank). The rank is 1 + the sum over the other items of
+    sigmoid((score - the target's) / temperature), in which each of K shared negatives stands for the items that were
+    not drawn; the catalogue gives it whole.
+
+    Args:
+        users: [P, D].
+        items: [U, D] vectors of `batch.items`.
+        batch: with negatives [K].
+        expected: [U] expected count of each item among the negatives.
+        weights: [P]; None: all 1.
+
+    Returns:
+        [] fp32 (fp64 if the vectors are).
+    """
+    target, logits, hits = _logits(users, items, batch)
+    above = torch.sigmoid((logits - target.unsqueeze(1)) / temperature).masked_fill(hits, 0)
+    ranks = 1 + above @ (1 / expected.index_select(0, batch.negatives)).to(above.dtype)
+    losses = 1 - 1 / torch.log2(1 + ranks)
+    return (losses if weights is None else losses * weights).sum()
+
+
 def log_partition(users: Tensor, items: Tensor, batch: Batch, expected: Tensor | None) -> Tensor:
     """[P] log of the sum of exp <user, item> over the catalogue, estimated from the target and K shared negatives.
 

@@ -8,10 +8,18 @@ from torch import Tensor, nn
 
 from pad_dist.config import Config, StageName
 from pad_dist.data.batches import Batch, Rows
+from pad_dist.model.gate import rarity_of
 from pad_dist.model.pad import Output, Pad
 from pad_dist.objectives.info_nce import contrast, info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, log_partition, softmax_sum
+from pad_dist.objectives.recommendation import (
+    approx_ndcg_sum,
+    bce_sum,
+    gbce_beta,
+    gbce_sum,
+    log_partition,
+    softmax_sum,
+)
 from pad_dist.objectives.samples import once as count_once
 from pad_dist.stages.parts import frozen_parameters, parts
 
@@ -53,7 +61,7 @@ class StageObjective(nn.Module):
         output: Output = self.pad(batch, rows)
         loss = batch.positions.new_zeros(())
         if self._parts.recommends:
-            loss = self._recommendation(output, batch, self._expected(batch, rows)) / batch.positions.clamp(min=1)
+            loss = self._recommendation(output, batch, rows) / batch.positions.clamp(min=1)
         match self._parts.beside:
             case "align" if self._config.align.gamma:
                 loss = loss + self._config.align.gamma * self._alignment(output, batch)
@@ -65,28 +73,33 @@ class StageObjective(nn.Module):
                 loss = loss + self._config.rlmrec_gen.weight * self._reconstruction(output, batch, rows)
         return loss * self._world_size
 
-    def _recommendation(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor:
+    def _recommendation(self, output: Output, batch: Batch, rows: Rows) -> Tensor:
+        expected = self._expected(batch, rows)
         if len(output.users) == 1:
             (expert,) = output.users
             return self._recommend(output.users[expert], output.items[expert], batch, expected)
-        loss = self._recommend(*output.mixture(self._log_partitions(output, batch, expected)), batch, expected)
-        if self._config.disentangle.expert_loss:
+        settings = self._config.disentangle
+        mixture = output.mixture(self._log_partitions(output, batch, expected))
+        if settings.loss == "ndcg":
+            weights = rarity_of(rows["frequency"][batch.targets]) if settings.weigh_rare else None
+            odds = self._odds(batch, expected)
+            loss = approx_ndcg_sum(*mixture, batch, odds, settings.ndcg_temperature, weights)
+        else:
+            loss = self._recommend(*mixture, batch, expected)
+        if settings.expert_loss:
             for name in output.users:
                 if name not in self._frozen:
                     own = self._recommend(output.users[name], output.items[name], batch, expected)
-                    loss = loss + self._config.disentangle.expert_loss * own
+                    loss = loss + settings.expert_loss * own
         return loss
 
     def _log_partitions(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor | None:
         """[P, M] of each expert over the catalogue, where it is log-probabilities that are mixed."""
         if not self.pad.log_mix:
             return None
-        if expected is None:
-            drawn = min(len(batch.negatives), self._catalogue) / self._catalogue
-            expected = torch.full((len(batch.items),), drawn, device=batch.items.device)
+        odds = self._odds(batch, expected)
         found = [
-            log_partition(u, v, batch, expected)
-            for u, v in zip(output.users.values(), output.items.values(), strict=True)
+            log_partition(u, v, batch, odds) for u, v in zip(output.users.values(), output.items.values(), strict=True)
         ]
         return torch.stack(found, dim=1)
 
@@ -107,6 +120,11 @@ class StageObjective(nn.Module):
             return None
         uniform = min(loss.negatives, self._catalogue)
         return uniform / self._catalogue + (len(batch.negatives) - uniform) * rows["share"]
+
+    def _odds(self, batch: Batch, expected: Tensor | None) -> Tensor:
+        """[U] expected count of each item among the negatives, if uniform ones are all there is."""
+        drawn = min(len(batch.negatives), self._catalogue) / self._catalogue
+        return torch.full((len(batch.items),), drawn, device=batch.items.device) if expected is None else expected
 
     def _alignment(self, output: Output, batch: Batch) -> Tensor:
         settings, group = self._config.align, self._group

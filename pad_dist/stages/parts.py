@@ -12,6 +12,7 @@ from pad_dist.config import Config, ExpertName, MethodName, StageName
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.text_table import text_manifest
 from pad_dist.errors import UserError
+from pad_dist.model.gate import GateName
 from pad_dist.model.heads import HeadName
 from pad_dist.sparse.tables import TableSpec
 from pad_dist.stages.differences import differences
@@ -31,7 +32,7 @@ class Parts:
     and 3); an expert that is not named starts at random.
 
     Attributes:
-        gated: whether a gate weighs the experts.
+        gate: what weighs the experts, if anything.
         log_mix: whether it is their log-probabilities that are weighed, not their logits.
         recommends: whether the recommendation loss is learned from.
         beside: what else is.
@@ -42,7 +43,7 @@ class Parts:
     experts: tuple[ExpertName, ...]
     tables: tuple[ExpertName, ...]
     inherits: tuple[tuple[StageName, ExpertName, ExpertName], ...] = ()
-    gated: bool = False
+    gate: GateName | None = None
     log_mix: bool = False
     recommends: bool = True
     beside: Beside | None = None
@@ -67,7 +68,7 @@ _MIXTURE = Parts(
     ("id", "aligned", "text"),
     ("id", "aligned"),
     (("pretrain", "id", "id"), ("align", "aligned", "aligned"), ("pretrain_text", "text", "text")),
-    gated=True,
+    gate="frequency",
 )
 
 METHODS: dict[MethodName, dict[StageName, Parts]] = {
@@ -117,7 +118,7 @@ def parts(config: Config, stage: StageName) -> Parts:
         experts=tuple(name for name in whole.experts if name in chosen),
         tables=tuple(name for name in whole.tables if name in chosen),
         inherits=tuple(entry for entry in whole.inherits if entry[0] in before and entry[2] in chosen),
-        gated=config.disentangle.gate == "frequency",
+        gate=None if config.disentangle.gate == "none" else config.disentangle.gate,
         log_mix=config.disentangle.mix == "log_probabilities",
     )
 
@@ -145,6 +146,11 @@ def averaged_tables(config: Config, stage: StageName) -> set[str]:
     """The tables of which a stage keeps a running average: those that it trains."""
     frozen = config.disentangle.freeze if stage == "disentangle" else ()
     return {name for name in parts(config, stage).tables if config.stage(stage).average and name not in frozen}
+
+
+def reads_frequency(config: Config, stage: StageName) -> bool:
+    """Whether the stage reads how often its items stand in training."""
+    return parts(config, stage).gate == "smooth" or (stage == "disentangle" and config.disentangle.weigh_rare)
 
 
 def table_spec(config: Config, stage: StageName, items: int) -> TableSpec:
@@ -278,4 +284,4 @@ def _unused(made_of: Parts) -> set[str]:
         unused |= {"fusion", "row_dropout"}
     if not {"aligned", "text"} & {*made_of.experts}:
         unused |= {"projector_layers", "projector_activation", "projector_dropout"}
-    return unused if made_of.gated else unused | {"gate_init"}
+    return unused if made_of.gate == "frequency" else unused | {"gate_init"}

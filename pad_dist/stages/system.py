@@ -33,6 +33,7 @@ from pad_dist.stages.parts import (
     main_scorer,
     needs_text,
     parts,
+    reads_frequency,
     stage_dir,
     table_spec,
 )
@@ -53,6 +54,7 @@ class System:
     text: TextRows | None
     bins: RowShards
     shares: RowShards | None
+    frequencies: RowShards | None
     ids: RowShards | None
     pad: Pad
 
@@ -81,6 +83,8 @@ class System:
         rows["bin"] = self.bins.lookup(items).squeeze(-1).long()
         if self.shares is not None:
             rows["share"] = self.shares.lookup(items).squeeze(-1)
+        if self.frequencies is not None:
+            rows["frequency"] = self.frequencies.lookup(items).squeeze(-1)
         if self.text is not None:
             rows["text"] = self.text.lookup(items)
         return rows
@@ -124,19 +128,15 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
             lambda start, stop: dataset.item_ids(start, stop)[:, None], dataset.items + 1, ranks.device, _group(ranks)
         )
     text = _text_rows(config, dataset, ranks) if needs_text(config, stage) else None
-    bins = RowShards(
-        lambda start, stop: dataset.item_columns(start, stop)[1][:, None],
-        dataset.items + 1,
-        ranks.device,
-        _group(ranks),
-    )
+    bins = _item_column(dataset, 1, ranks)
+    frequencies = _item_column(dataset, 0, ranks) if reads_frequency(config, stage) else None
     shares = _shares(dataset, ranks) if config.training.loss.log_q else None
     # Seeded here: building the tables may draw a number of values that depends on the rank.
     torch.manual_seed(config.seed)
     text_dim = text.dim if text else 0
     model = config.stage_model(stage)
-    pad = Pad(made_of.experts, model, text_dim, made_of.gated, made_of.log_mix, made_of.head).to(ranks.device)
-    return System(config, stage, ranks, dataset, tables, text, bins, shares, ids, pad)
+    pad = Pad(made_of.experts, model, text_dim, made_of.gate, made_of.log_mix, made_of.head).to(ranks.device)
+    return System(config, stage, ranks, dataset, tables, text, bins, shares, frequencies, ids, pad)
 
 
 def initialise(system: System) -> None:
@@ -216,6 +216,16 @@ def _checkpoint(config: Config, stage: StageName) -> str:
 
 def _text_rows(config: Config, dataset: Dataset, ranks: Ranks) -> TextRows:
     return TextRows(dataset.url, config.text, dataset.items, device=ranks.device, group=_group(ranks))
+
+
+def _item_column(dataset: Dataset, number: int, ranks: Ranks) -> RowShards:
+    """One of `Dataset.item_columns`."""
+    return RowShards(
+        lambda start, stop: dataset.item_columns(start, stop)[number][:, None],
+        dataset.items + 1,
+        ranks.device,
+        _group(ranks),
+    )
 
 
 def _shares(dataset: Dataset, ranks: Ranks) -> RowShards:

@@ -175,7 +175,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experts_that_are_mixed_are_ranked_alone_and_together() -> None:
-    mixed = Pad(("aligned", "text"), ModelConfig(), 5, gated=False)
+    mixed = Pad(("aligned", "text"), ModelConfig(), 5, gate=None)
     assert scorers_of(mixed) == ["aligned", "text", "mixture", "popularity"]
     assert scorers_of(Pad(("id",), ModelConfig(), 0)) == ["id", "popularity"]
 

@@ -162,6 +162,6 @@ def test_aligned_item_vectors() -> None:
 def test_gate_weights() -> None:
     golden = Golden("disentangle", EXPERTS)
     assert golden.pad.gate
-    weights = golden.pad.gate(golden.tensor("item_bin"))
+    weights = golden.pad.gate({"bin": golden.tensor("item_bin")})[0]
     for m, name in enumerate(("gate_id", "gate_aligned", "gate_text")):
         assert_equal(weights[:, m], golden.tensor(name), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
 from pad_dist.model.experts import AlignedExpert
-from pad_dist.model.gate import BINS, Gate
-from pad_dist.model.pad import EXPERTS, Pad, log_mixture_users
+from pad_dist.model.gate import BINS, Gate, SmoothGate
+from pad_dist.model.pad import EXPERTS, Pad, mixture_users
 
 CONFIG = ModelConfig(dim=8, max_length=4)
 BACKBONES = pytest.mark.parametrize("backbone", ["sasrec", "ligr", "gru4rec", "caser"])
@@ -27,6 +28,7 @@ def rows() -> Rows:
         "aligned": torch.randn(ITEMS, 8, generator=generator),
         "text": torch.randn(ITEMS, TEXT_DIM, generator=generator),
         "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2]),
+        "frequency": torch.tensor([0, 300, 0, 9, 8, 2, 50], dtype=torch.int32),
     }
 
 
@@ -99,7 +101,32 @@ def test_a_mixture_of_log_probabilities_takes_each_expert_s_partition_away() -> 
     torch.testing.assert_close(users @ items.T, sum(output.gate[:, m] * scores for m, scores in enumerate(logits)))
     torch.testing.assert_close(pad.catalogue(rows()), items)
     encoded = pad.encode(batch().inputs, batch().lengths, rows())
-    torch.testing.assert_close(log_mixture_users(encoded, partitions[[1, 4]]), users[[1, 4]])
+    torch.testing.assert_close(mixture_users(encoded, partitions[[1, 4]], lifts=False), users[[1, 4]])
+
+
+@pytest.mark.parametrize("log_mix", [False, True])
+@torch.no_grad()
+def test_a_smooth_gate_weighs_experts_by_the_item_s_frequency_and_lifts_rare_items(log_mix: bool) -> None:
+    torch.manual_seed(0)
+    pad = Pad(EXPERTS, CONFIG, TEXT_DIM, "smooth", log_mix).double().eval()
+    gate = pad.gate
+    assert isinstance(gate, SmoothGate)
+    for parameter in gate.parameters():
+        torch.nn.init.normal_(parameter)
+    output = pad(batch(), rows())
+    partitions = torch.randn(5, 3, dtype=torch.float64) if log_mix else None
+    users, items = output.mixture(partitions)
+    for item, frequency in enumerate(rows()["frequency"].tolist()):
+        rarity = 1 / (1 + math.log(1 + frequency))
+        odds = (gate.level + gate.slope * rarity).exp()
+        scores = torch.stack([output.users[name] @ output.items[name][item] for name in EXPERTS], dim=1)
+        scores = scores if partitions is None else scores - partitions
+        torch.testing.assert_close(users @ items[item], scores @ (odds / odds.sum()) + gate.lift * rarity)
+    torch.testing.assert_close(pad.catalogue(rows()), items)
+    encoded = pad.encode(batch().inputs, batch().lengths, rows())
+    again = mixture_users(encoded, None if partitions is None else partitions[[1, 4]], pad.lifts)
+    torch.testing.assert_close(again, users[[1, 4]])
+    assert items.shape[1] == 3 * 8 + pad.extra_columns == 3 * 8 + 1 + 3 * log_mix
 
 
 @torch.no_grad()
@@ -114,7 +141,7 @@ def test_only_scored_positions_give_user_vectors() -> None:
 @pytest.mark.parametrize("names", [("aligned", "text"), EXPERTS])
 @torch.no_grad()
 def test_without_a_gate_all_experts_count_alike(names: tuple[ExpertName, ...]) -> None:
-    pad = Pad(names, CONFIG, TEXT_DIM, gated=False).double().eval()
+    pad = Pad(names, CONFIG, TEXT_DIM, gate=None).double().eval()
     assert not [name for name, _ in pad.named_parameters() if "gate" in name]
     output = pad(batch(), rows())
     users, items = output.mixture()
@@ -195,7 +222,7 @@ def test_every_weight_learns_from_the_mixture(backbone: str) -> None:
 
 @torch.no_grad()
 def test_gate_rows_sum_to_one_and_favour_text_on_rare_items() -> None:
-    weights: Tensor = Gate(EXPERTS, "ramps")(torch.arange(BINS))
+    weights: Tensor = Gate(EXPERTS, "ramps")({"bin": torch.arange(BINS)})[0]
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(BINS))
     assert weights[1, 0] > weights[1, 2]
     assert weights[10, 2] > weights[10, 0]

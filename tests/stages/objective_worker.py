@@ -41,7 +41,14 @@ def rows() -> Rows:
     tables = {name: torch.randn(ITEMS, DIM, generator=generator).requires_grad_() for name in ("id", "aligned")}
     text = torch.randn(ITEMS, TEXT_DIM, generator=generator)
     share = torch.tensor([0, 0.1, 0, 0.2, 0.1, 0.1, 0.2, 0.05, 0.25])
-    return {**tables, "text": text, "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2, 9, 5]), "share": share}
+    frequency = torch.tensor([0, 40, 0, 9, 9, 3, 15, 1, 2], dtype=torch.int32)
+    return {
+        **tables,
+        "text": text,
+        "bin": torch.tensor([0, 1, 10, 3, 3, 7, 2, 9, 5]),
+        "share": share,
+        "frequency": frequency,
+    }
 
 
 def batch() -> Batch:
@@ -81,7 +88,7 @@ def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | Non
     """The stage's loss over a model with weights that are always the same."""
     torch.manual_seed(0)
     made_of = parts(settings, stage)
-    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gated, made_of.log_mix, made_of.head)
+    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gate, made_of.log_mix, made_of.head)
     return StageObjective(pad, stage, settings, CATALOGUE, group).train()
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 from pad_dist.config import StageName
 from pad_dist.objectives.info_nce import info_nce
 from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum, gbce_beta, gbce_sum, softmax_sum
+from pad_dist.objectives.recommendation import approx_ndcg_sum, bce_sum, gbce_beta, gbce_sum, softmax_sum
 from tests.stages.objective_worker import (
     CATALOGUE,
     DIM,
@@ -87,6 +87,17 @@ def test_without_the_anchor_only_the_alignment_teaches(fusion: str) -> None:
         learns = "projector" in name
         assert parameter.requires_grad is learns and (parameter.grad is not None) is learns, name
     assert looked_up["aligned"].grad is not None and looked_up["aligned"].grad.any()
+
+
+@pytest.mark.parametrize("weigh_rare", [False, True])
+def test_a_mixture_may_learn_from_ndcg_and_more_from_rare_targets(weigh_rare: bool) -> None:
+    settings = config(disentangle={"loss": "ndcg", "ndcg_temperature": 0.4, "gate": "smooth", "weigh_rare": weigh_rare})
+    loss = objective("disentangle", settings)
+    users, items = loss.pad(batch(), rows()).mixture()
+    rarity = 1 / (1 + (1 + rows()["frequency"][batch().targets]).float().log())
+    expected = torch.full((9,), 4 / CATALOGUE)
+    total = approx_ndcg_sum(users, items, batch(), expected, 0.4, rarity if weigh_rare else None)
+    torch.testing.assert_close(loss(batch(), rows()), total / 6)
 
 
 def test_two_experts_without_a_gate_are_mixed_alike() -> None:

@@ -82,6 +82,8 @@ def stale(before: Config, after: Config) -> set[str]:
         ("align.samples=unique", ONCE_ALIGNED),
         ("disentangle.experts=[id,text]", LAST),
         ("disentangle.gate=none", LAST),
+        ("disentangle.gate=smooth", LAST),
+        ("disentangle.loss=ndcg", LAST),
         ("disentangle.lr=0.5", LAST),
         ("disentangle.freeze=[id]", LAST),
         ("disentangle.gate_lr=0.5", LAST),
@@ -159,7 +161,7 @@ def test_two_experts_need_their_own_tables_and_stages_alone(folder: Path, tmp_pa
     check_ready(without_aligned, "disentangle", "run.yaml")
     without_id = config(folder, "disentangle.experts=[aligned,text]")
     assert parts(without_id, "disentangle") == Parts(
-        ("aligned", "text"), ("aligned",), (("align", "aligned", "aligned"),), gated=True
+        ("aligned", "text"), ("aligned",), (("align", "aligned", "aligned"),), gate="frequency"
     )
     assert [parts(without_id, stage) for stage in STAGES[:2]] == [METHODS["pad"][stage] for stage in STAGES[:2]]
 

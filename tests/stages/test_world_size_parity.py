@@ -26,6 +26,7 @@ OTHERS = [
 ]
 """Each loss and each backbone once, and other parts."""
 ALL_FROZEN = "disentangle.trained_text=true disentangle.freeze=[id,aligned,text]"
+SMOOTH = "disentangle.gate=smooth disentangle.loss=ndcg disentangle.weigh_rare=true"
 METHODS = [
     "0 fp32 method=id",
     "0 fp32 method=text training.loss.kind=gbce",
@@ -36,8 +37,8 @@ METHODS = [
     "1 fp32 method=rlmrec_con training.loss.kind=softmax",
     "3 fp32 method=rlmrec_gen model.backbone=ligr",
     f"1 fp32 {ALL_FROZEN} model.backbone=caser",
-    f"0 fp32 {ALL_FROZEN} disentangle.mix=log_probabilities disentangle.targets=valid text.transform=whiten",
-    "0 fp32 disentangle.mix=log_probabilities disentangle.gate=none training.loss.kind=softmax",
+    f"0 fp32 {ALL_FROZEN} {SMOOTH} disentangle.mix=log_probabilities disentangle.targets=valid text.transform=whiten",
+    "0 fp32 disentangle.mix=log_probabilities training.loss.kind=softmax",
 ]
 
 
