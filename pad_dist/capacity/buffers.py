@@ -71,7 +71,7 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
     lines = [
         Line("looked-up rows and gradients", lookups),
         Line("activations", encoder + projector),
-        Line("logits", scored * _logits(config, step) + own_vectors),
+        Line("logits", scored * _logits(config, step) + _whole_logits(config, stage, step) + own_vectors),
         Line("dense gradients on their way", 4 * dense_parameters(config, stage, data.text_dim)[1]),
     ]
     samples, dim = compared(config, stage, data, step)
@@ -93,6 +93,18 @@ def _logits(config: Config, step: StepSize) -> int:
             # The negatives' vectors and gradients, and one chunk (of a CPU; a GPU's is 80 MiB, little to it).
             chunk = max(CHUNK_LOGITS["cpu"], step.negatives) * (4 + 1)
             return step.negatives * config.model.dim * 4 * 2 + chunk
+
+
+def _whole_logits(config: Config, stage: StageName, step: StepSize) -> int:
+    """Of all positions and negatives at once: the mixture's, for ndcg, and the experts', for their log-partitions."""
+    settings = config.disentangle
+    if stage != "disentangle":
+        return 0
+    logits = (step.sequences if settings.targets == "valid" else step.positions) * step.negatives
+    # Where experts learn, what each of them made of its logits is kept.
+    kept = 1 if set(settings.freeze) == set(settings.experts) else len(settings.experts)
+    partitions = kept * logits * (3 * 4 + 1) if settings.mix == "log_probabilities" else 0
+    return partitions + (logits * (4 * 4 + 1) if settings.loss == "ndcg" else 0)
 
 
 def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> list[Line]:

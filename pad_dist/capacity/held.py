@@ -75,8 +75,9 @@ def _saving(config: Config, blocks: list[Block], averaged: list[Block], on_gpu: 
     lines = [
         Line("save: block of a file", BLOCK_BYTES, on_host=on_gpu),
         Line("save: marks of rows", arrays * sum(block.rows for block in blocks)),
-        Line("save: marks of averaged rows", sum(block.rows for block in averaged), on_host=on_gpu),
     ]
+    if averaged:
+        lines.append(Line("save: marks of averaged rows", sum(block.rows for block in averaged), on_host=on_gpu))
     if config.sparse.optimizer == "adamw":
         copied = sum(sum(block_bytes(block, config.sparse)) for block in blocks)
         lines.append(Line("save: copy, as each step changes every row", copied))

@@ -7,7 +7,7 @@ from pad_dist.capacity.lines import Line
 from pad_dist.capacity.sizes import DataSize, StepSize, compared
 from pad_dist.config import Config, StageName
 from pad_dist.sparse.placement import Block
-from pad_dist.stages.parts import parts
+from pad_dist.stages.parts import parts, reads_frequency
 
 
 def traffic(
@@ -22,7 +22,7 @@ def traffic(
     made_of, dim = parts(config, stage), config.model.dim
     tables, has_text = len(made_of.tables), made_of.has_text
     rows = tables * step.unique * dim * 4
-    frozen = step.unique * (1 + (data.text_dim * 2 if has_text else 0))
+    frozen = step.unique * (1 + 4 * reads_frequency(config, stage) + (data.text_dim * 2 if has_text else 0))
     # Every part of a row that is cut by columns is asked for by itself.
     cuts = len({(block.table, block.first_column) for block in blocks})
     ids = 8 * step.unique * (cuts + 1 + has_text)
@@ -34,7 +34,7 @@ def traffic(
         ("ids of rows", ids * others),
         ("rows, forward", rows * others),
         ("gradients of rows, backward", rows * others),
-        ("text vectors and bins", frozen * others),
+        ("text vectors and item columns", frozen * others),
         ("dense gradients", width * trained * others),
         ("dense weights" if zero else "dense gradients, summed", width * gathered * others),
     ]

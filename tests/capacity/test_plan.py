@@ -95,6 +95,19 @@ def test_frozen_experts_have_no_gradients() -> None:
     assert projector == (384 * 128 + 128) + (128**2 + 128)
 
 
+def test_ndcg_and_log_probabilities_hold_the_logits_of_all_positions_at_once() -> None:
+    def logits(**settings: object) -> int:
+        return lines(plan_stage(config(disentangle=settings), "disentangle", DATA, GPU, 2))["logits"]
+
+    experts = ["id", "aligned", "text"]
+    alone = {"freeze": experts, "trained_text": True}
+    some = 128 // 2 * 2048
+    assert logits(loss="ndcg") - logits() == 20 * some * 17
+    assert logits(mix="log_probabilities") - logits() == 3 * 20 * some * 13
+    both = logits(loss="ndcg", mix="log_probabilities", targets="valid", **alone)
+    assert both - logits(targets="valid", **alone) == some * (17 + 13)
+
+
 def test_two_experts_take_less_than_three() -> None:
     two = {"experts": ["aligned", "text"], "gate": "none"}
     found = lines(plan_stage(config(disentangle=two), "disentangle", DATA, GPU, 2))
@@ -151,7 +164,7 @@ def test_a_step_sends_what_the_other_ranks_hold_and_want(world_size: int) -> Non
     others = (world_size - 1) / world_size
     assert sent["rows, forward"] == sent["gradients of rows, backward"] == int(2 * unique * 128 * 4 * others)
     assert sent["ids of rows"] == int((2 + 2) * unique * 8 * others)
-    assert sent["text vectors and bins"] == int(unique * (384 * 2 + 1) * others)
+    assert sent["text vectors and item columns"] == int(unique * (384 * 2 + 1) * others)
     grid = config(training=chosen.training.model_dump(), model=chosen.model.model_dump())
     grid = grid.model_copy(
         update={"sparse": chosen.sparse.model_copy(update={"sharding": "grid", "optimizer": "adagrad"})}
