@@ -53,7 +53,7 @@ def settings(folder: Path, out: str, **changes: Any) -> dict[str, Any]:
         "training": {"batch_size": 8, "loss": {"negatives": 30}, "log_every": 3},
         "checkpoint": {"every": 3, "keep": 9},
         "pretrain": stage,
-        "align": stage,
+        "align": stage | {"average": 0.5},
         "disentangle": stage | {"freeze": ["id"]},
         **changes,
     }
