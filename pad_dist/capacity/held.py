@@ -76,7 +76,7 @@ def _saving(config: Config, blocks: list[Block], averaged: list[Block], on_gpu: 
         Line("save: block of a file", BLOCK_BYTES, on_host=on_gpu),
         Line("save: marks of rows", arrays * sum(block.rows for block in blocks)),
     ]
-    if averaged:
+    if averaged and config.sparse.hashed:  # else no step changes them
         lines.append(Line("save: marks of averaged rows", sum(block.rows for block in averaged), on_host=on_gpu))
     if config.sparse.optimizer == "adamw":
         copied = sum(sum(block_bytes(block, config.sparse)) for block in blocks)

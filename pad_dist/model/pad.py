@@ -175,8 +175,10 @@ def mixture_users(users: Tensor, log_partitions: Tensor | None, lifts: bool) -> 
     sum_m g_m (<u_m, v_m> - z_m) + b = <[u_1 ; ... ; u_M ; -z ; 1], [g_1 v_1 ; ... ; g_M v_M ; g ; b]>: one inner
     product still. `lifts`: whether there is a b.
     """
-    partitions = [] if log_partitions is None else [-log_partitions.to(users.dtype)]
-    return torch.cat([users, *partitions, *([users.new_ones(len(users), 1)] if lifts else [])], dim=1)
+    extra = [] if log_partitions is None else [-log_partitions.to(users.dtype)]
+    if lifts:
+        extra.append(users.new_ones(len(users), 1))
+    return torch.cat([users, *extra], dim=1) if extra else users
 
 
 def _mix(vectors: list[Tensor], gate: Tensor | None, lift: Tensor | None, with_gate: bool = False) -> Tensor:

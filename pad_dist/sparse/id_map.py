@@ -97,7 +97,7 @@ class IdMap:
         }
         buckets = self._settings.buckets
         return [
-            Part(f"{table}.{name}", torch.from_numpy(a), (self._first, 0), (buckets, a.shape[1]), copied=True)
+            Part(f"{table}.{name}", torch.from_numpy(a), (self._first, 0), (buckets, a.shape[1]), changes="all")
             for name, a in arrays.items()
             if len(a)
         ]

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,8 +47,9 @@ class Part:
     tensor: Tensor
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
-    copied: bool = False
-    """A step changes more than the rows of its items, so that a save in the background needs a copy at once."""
+    changes: Literal["rows", "all", "none"] = "rows"
+    """What a step changes: rows of its items alone; more than these, so that a save in the background needs a copy at
+    once; or nothing."""
 
 
 class Tables(ABC):

@@ -28,7 +28,9 @@ class TorchTables(Tables):
             states = {f"{name}.{key}": value for key, value in table.optimizer_state()}
             for key, value in {name: table.weight.data, **states}.items():
                 value = value.reshape(value.shape or (1,))  # AdamW's count of steps is a scalar
-                found.append(Part(key, value, (0,) * value.ndim, tuple(value.shape), table.is_dense))
+                found.append(
+                    Part(key, value, (0,) * value.ndim, tuple(value.shape), "all" if table.is_dense else "rows")
+                )
         return found
 
     def set_lr(self, lr: float) -> None:

@@ -21,7 +21,7 @@ from pad_dist.objectives.recommendation import (
     softmax_sum,
 )
 from pad_dist.objectives.samples import once as count_once
-from pad_dist.stages.parts import frozen_parameters, parts
+from pad_dist.stages.parts import frozen_experts, frozen_parameters, parts
 
 
 class StageObjective(nn.Module):
@@ -43,7 +43,7 @@ class StageObjective(nn.Module):
         self._catalogue = catalogue
         self._group = group
         self._world_size = dist.get_world_size(group) if group else 1
-        self._frozen = config.disentangle.freeze if stage == "disentangle" else ()
+        self._frozen = frozen_experts(config, stage)
         still = frozen_parameters(config, stage)
         for name, parameter in pad.named_parameters():
             parameter.requires_grad_(not name.startswith(still))

@@ -129,12 +129,17 @@ def main_scorer(config: Config, stage: StageName) -> str:
     return experts[0] if len(experts) == 1 else "mixture"
 
 
+def frozen_experts(config: Config, stage: StageName) -> tuple[ExpertName, ...]:
+    """Those that the stage keeps as they come."""
+    return config.disentangle.freeze if stage == "disentangle" else ()
+
+
 def frozen_parameters(config: Config, stage: StageName) -> tuple[str, ...]:
     """How the names of those of the dense module begin that the stage does not train."""
     if not parts(config, stage).recommends:
         # Only the recommendation loss reaches them: weight decay alone would wear them down.
         return ("experts.aligned.encoder.", "experts.aligned.fusion.")
-    return tuple(f"experts.{name}." for name in config.disentangle.freeze) if stage == "disentangle" else ()
+    return tuple(f"experts.{name}." for name in frozen_experts(config, stage))
 
 
 def needs_text(config: Config, stage: StageName) -> bool:
@@ -142,10 +147,10 @@ def needs_text(config: Config, stage: StageName) -> bool:
     return parts(config, stage).has_text
 
 
-def averaged_tables(config: Config, stage: StageName) -> set[str]:
+def averaged_tables(config: Config, stage: StageName) -> set[ExpertName]:
     """The tables of which a stage keeps a running average: those that it trains."""
-    frozen = config.disentangle.freeze if stage == "disentangle" else ()
-    return {name for name in parts(config, stage).tables if config.stage(stage).average and name not in frozen}
+    trained = set(parts(config, stage).tables).difference(frozen_experts(config, stage))
+    return trained if config.stage(stage).average else set()
 
 
 def reads_frequency(config: Config, stage: StageName) -> bool:
@@ -165,7 +170,7 @@ def inherits(config: Config, stage: StageName) -> tuple[tuple[StageName, ExpertN
 
     A continued stage starts from the earlier run's; but what it freezes, it takes as this run's own stages left it.
     """
-    frozen = config.disentangle.freeze if stage == "disentangle" else ()
+    frozen = frozen_experts(config, stage)
     return tuple(entry for entry in parts(config, stage).inherits if not config.continue_from or entry[2] in frozen)
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pad_dist.model.pad import Pad
 from pad_dist.sparse.hashed import HashedTables
@@ -45,55 +45,49 @@ class ScoredWeights:
         self._system = system
         self._finish_save = finish_save
         self._share = system.config.stage(system.stage).average
-        averaged = averaged_tables(system.config, system.stage)
-        self._trained = [part for part in system.tables.weights() if part.name in averaged]
-        # No step changes their rows, but for hashed ids that get one.
+        self._averaged = averaged_tables(system.config, system.stage)
+        self._trained = [part for part in system.tables.weights() if part.name in self._averaged]
+        hashed = isinstance(system.tables, HashedTables)
         self._averages = [
-            replace(part, tensor=torch.empty_like(part.tensor, device="cpu"), copied=False) for part in self._trained
+            replace(part, tensor=torch.zeros_like(part.tensor, device="cpu"), changes="rows" if hashed else "none")
+            for part in self._trained
         ]
         if isinstance(system.tables, HashedTables):
             system.tables.followers = self._averages
 
     def parts(self) -> list[Part]:
         """What this rank's file of a checkpoint holds, under the names there."""
-        averaged = {part.name for part in self._averages}
-        found = self._system.tables.parts()
-        return [
-            *self._averages,
-            *(replace(part, name=f"{part.name}.trained" if part.name in averaged else part.name) for part in found),
-        ]
+        return [*self._averages, *map(self._named, self._system.tables.parts())]
 
     def load(self, path: str) -> None:
         """Take the weights of a checkpoint to train on from, and their average. Collective."""
-        load_parts(path, self.parts())
-        dense, trained = load_dense(path), load_optimizer(path)
+        load_parts(path, [*self._averages, *map(self._named, self._system.tables.weights())])
+        dense = load_dense(path)
         self.pad.load_state_dict(dense)
+        trained = load_optimizer(path) if self._share else {}
         self._system.pad.load_state_dict({name: trained.get(f"pad.{name}.weight", dense[name]) for name in dense})
 
     @torch.no_grad()
-    def end_epoch(self, objective: nn.Module, epoch: int) -> None:
+    def end_epoch(self, epoch: int) -> None:
         """Take the weights of an epoch's end into the average; up to the first epoch they are all of it. Collective."""
         if not self._share:
             return
         new = 1 - self._share if epoch > 1 else 1.0
-        dense = self.pad.state_dict()
-        for name, value in _dense_state(objective).items():
-            dense[name].lerp_(value, new)
-        if self._trained:
-            self._finish_save()
-        for trained, average in zip(self._trained, self._averages, strict=True):
-            for now, kept in zip(trained.tensor.split(_BLOCK_ROWS), average.tensor.split(_BLOCK_ROWS), strict=True):
-                kept.copy_(kept.float().lerp(now.float().cpu(), new) if epoch > 1 else now)
+        average = self.pad.state_dict()
+        for name, value in full_state(self._system.pad).items():
+            average[name].lerp_(value, new)
+        for trained, kept in self._blocks():
+            kept.copy_(kept.float().lerp(trained.float().cpu(), new))
 
-    def dense(self, objective: nn.Module) -> dict[str, Tensor]:
+    def dense(self) -> dict[str, Tensor]:
         """The dense weights to keep. Collective."""
-        return self.pad.state_dict() if self._share else _dense_state(objective)
+        return self.pad.state_dict() if self._share else full_state(self._system.pad)
 
     @contextmanager
-    def validating(self, objective: nn.Module) -> Iterator[None]:
+    def validating(self) -> Iterator[None]:
         """Within the block the tables and `pad` hold what is scored. Collective."""
         if not self._share:
-            self.pad.load_state_dict(_dense_state(objective))
+            self.pad.load_state_dict(full_state(self._system.pad))
         self._exchange()
         try:
             yield
@@ -102,15 +96,18 @@ class ScoredWeights:
 
     @torch.no_grad()
     def _exchange(self) -> None:
+        for trained, kept in self._blocks():
+            before = trained.to("cpu", copy=True)
+            trained.copy_(kept)
+            kept.copy_(before)
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the trained tables and of their averages, which no save reads any more. Collective."""
         if self._trained:
             self._finish_save()
-        for trained, average in zip(self._trained, self._averages, strict=True):
-            for now, kept in zip(trained.tensor.split(_BLOCK_ROWS), average.tensor.split(_BLOCK_ROWS), strict=True):
-                before = now.to("cpu", copy=True)
-                now.copy_(kept)
-                kept.copy_(before)
+        for part, average in zip(self._trained, self._averages, strict=True):
+            yield from zip(part.tensor.split(_BLOCK_ROWS), average.tensor.split(_BLOCK_ROWS), strict=True)
 
-
-def _dense_state(objective: nn.Module) -> dict[str, Tensor]:
-    """The dense weights of a stage's objective as those of its model."""
-    return {name.removeprefix("pad."): value for name, value in full_state(objective).items()}
+    def _named(self, part: Part) -> Part:
+        """A part of the tables under its name in a checkpoint."""
+        return replace(part, name=f"{part.name}.trained") if part.name in self._averaged else part

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,6 +27,7 @@ from pad_dist.stages.earlier import earlier
 from pad_dist.stages.parts import (
     checkpoint_dir,
     command,
+    frozen_experts,
     inherits,
     made_from,
     main_scorer,
@@ -122,7 +122,7 @@ def build_system(config: Config, stage: StageName, ranks: Ranks) -> System:
             seed=config.seed,
             std=config.sparse.init_std,
             group=_group(ranks),
-            frozen=config.disentangle.freeze if stage == "disentangle" else (),
+            frozen=frozen_experts(config, stage),
         )
         ids = RowShards(
             lambda start, stop: dataset.item_ids(start, stop)[:, None], dataset.items + 1, ranks.device, _group(ranks)
@@ -230,13 +230,9 @@ def _item_column(dataset: Dataset, number: int, ranks: Ranks) -> RowShards:
 
 def _shares(dataset: Dataset, ranks: Ranks) -> RowShards:
     """Each item's share of the train interactions."""
-    shares = RowShards(
-        lambda start, stop: dataset.item_columns(start, stop)[0][:, None].astype(np.float32),
-        dataset.items + 1,
-        ranks.device,
-        _group(ranks),
-    )
-    shares.local /= ranks.sum(shares.local.sum())
+    shares = _item_column(dataset, 0, ranks)
+    counts = shares.local.float()
+    shares.local = counts / ranks.sum(counts.sum())
     return shares
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,17 +66,15 @@ def _train(system: System, validate: Validate) -> Best:
     scored = ScoredWeights(system, saver.finish)
     if kept is None:
         initialise(system)
+        scored.end_epoch(0)
     else:
         scored.load(kept)
     trainer = Trainer(system, saver.keep)
     start = trainer.restore(kept) if kept else None
     saver.newest = start.step if start else None
 
-    if start is None:
-        scored.end_epoch(trainer.objective, 0)
-
     def validate_now() -> Metrics:
-        with scored.validating(trainer.objective):
+        with scored.validating():
             return validate(system, scored.pad)
 
     result = f"{stage_dir(config, stage)}/result.json"
@@ -94,7 +91,7 @@ def _train(system: System, validate: Validate) -> Best:
         saver.save(
             progress.step,
             parts=scored.parts(),
-            dense=scored.dense(trainer.objective),
+            dense=scored.dense(),
             optimizer=trainer.optimizer_state() if progress.step > progress.skipped else {},
             best=progress.best.step,
             meta={
@@ -136,7 +133,7 @@ def _train(system: System, validate: Validate) -> Best:
             save=save,
             stopping=lambda: trainer.stopping,
             counters=system.tables.counters,
-            end_epoch=partial(scored.end_epoch, trainer.objective),
+            end_epoch=scored.end_epoch,
             recorder=recorder,
         )
         saver.finish()

@@ -10,7 +10,7 @@ block without the lock, while rows may change under it, then, under the lock, la
 the old rows over the copy and marks the block as taken. Rows that changed during
 the copy are among those, so the copy is whole.
 
-Parts whose changed rows are not known from a step's items (`Part.copied`), and the
+Parts whose changed rows are not known from a step's items (`Part.changes`), and the
 dense weights, are copied when the save begins.
 """
 
@@ -108,9 +108,9 @@ class Saver:
             self.finish()
 
     def _old_rows(self, parts: Sequence[Part]) -> list[OldRows | None]:
-        """Those of each part, None where it is copied, cleared for a new save."""
+        """Those of each part, None where it is copied or does not change, cleared for a new save."""
         for part in parts:
-            if not part.copied and (part.name, part.offsets) not in self._old:
+            if part.changes == "rows" and (part.name, part.offsets) not in self._old:
                 self._old[part.name, part.offsets] = OldRows(part)
         for old in self._old.values():
             old.clear()
@@ -226,14 +226,14 @@ class _Flight:
         self.path, self.step, self.best, self.meta = path, step, best, meta
         self.error = ""
         self.written: dict[str, Any] = {"files": {}, "parts": []}
-        self._parts = [replace(part, tensor=part.tensor.clone()) if part.copied else part for part in parts]
+        self._parts = [replace(part, tensor=part.tensor.clone()) if part.changes == "all" else part for part in parts]
         self._whole = {
             f"{name}.safetensors": to_safetensors({key: value.contiguous().cpu() for key, value in values.items()})
             for name, values in whole.items()
         }
         self._layout = layout(f"tables-{rank:05d}.safetensors", self._parts)
         self._lock = threading.Lock()
-        self._taken = [len(part.tensor) if part.copied else 0 for part in self._parts]
+        self._taken = [len(part.tensor) if part.changes == "all" else 0 for part in self._parts]
         self._old = old
         self.is_written = False
         """Every rank has written its files."""

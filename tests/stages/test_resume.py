@@ -69,13 +69,8 @@ def weights(out: Path, stage: str, step: int = STEPS) -> dict[str, np.ndarray]:
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
-VARIANTS = [(zero, precision, "sasrec", 0.0) for precision in ("fp32", "bf16") for zero in range(4)]
-VARIANTS += [
-    (0, "bf16", "caser", 0.0),
-    (1, "fp32", "ligr", 0.7),
-    (3, "fp32", "gru4rec", 0.7),
-    (2, "bf16", "sasrec", 0.7),
-]
+VARIANTS = [(zero, precision, "sasrec", 0.7 * (zero == 2)) for precision in ("fp32", "bf16") for zero in range(4)]
+VARIANTS += [(0, "bf16", "caser", 0.0), (1, "fp32", "ligr", 0.7), (3, "fp32", "gru4rec", 0.7)]
 
 
 def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_path: Path) -> None:
