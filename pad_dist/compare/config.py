@@ -41,6 +41,8 @@ class Comparison(Section):
 
     out: str = Field(min_length=1)
     """Runs are in <out>/<dataset>/<method>/seed-<seed>."""
+    results: str = Field("docs/results", min_length=1)
+    """Where the record of every finished run is kept. A run with a record is not done again."""
     report: str = "docs/RESULTS.md"
     """Where the document of results goes."""
     readings: str = ""

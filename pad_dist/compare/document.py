@@ -1,4 +1,4 @@
-"""The document of a comparison, written from the files of its runs: no number in it comes from elsewhere."""
+"""The document of a comparison, written from the records of its runs: no number in it comes from elsewhere."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from pad_dist.evaluation.significance import RESAMPLES
 INTRODUCTION = """\
 # Results
 
-Written by the command below from the files of the runs; a run that is not finished is shown as {missing}. Every target
-is ranked among the whole catalogue, leave-one-out or by the data set's own split, earlier items of the user masked,
-ties counted against the target. Checkpoints are selected on validation hr@10. Cells are the mean ± standard deviation
-over the seeds {seeds}. Cold: the target was seen at most {cold} times in training; popular: more often.
+Written by the command below from the records in {results}; a run that is not finished is shown as
+{missing}. A run that has a record is not done again: remove the record to repeat it. Every target is ranked among the
+whole catalogue, leave-one-out or by the data set's own split, earlier items of the user masked, ties counted against
+the target. Checkpoints are selected on validation hr@10. Cells are the mean ± standard deviation over the seeds
+{seeds}. Cold: the target was seen at most {cold} times in training; popular: more often.
 
 ```bash
 pad-dist compare --config {config}
@@ -58,7 +59,8 @@ def write_document(comparison: Comparison, config_path: str, results: Sequence[D
     """The whole document."""
     seeds = ", ".join(map(str, comparison.seeds))
     cold = " or ".join(dict.fromkeys(str(result.cold) for result in results))
-    lines = [INTRODUCTION.format(missing=MISSING, cold=cold, seeds=seeds, config=config_path)]
+    about = {"results": comparison.results, "config": config_path, "missing": MISSING, "cold": cold, "seeds": seeds}
+    lines = [INTRODUCTION.format(**about)]
     if comparison.readings:
         lines.append(Path(comparison.readings).read_text())
     lines += _methods(comparison)

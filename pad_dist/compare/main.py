@@ -8,7 +8,7 @@ from pad_dist import storage
 from pad_dist.compare.config import load_comparison
 from pad_dist.compare.document import write_document
 from pad_dist.compare.jobs import Job, data_jobs, run_jobs
-from pad_dist.compare.results import collect
+from pad_dist.compare.records import collect, is_recorded, keep_finished
 from pad_dist.compare.schedule import run_all
 
 Say = Callable[[str], None]
@@ -23,7 +23,7 @@ def print_jobs(path: str) -> None:
 
 
 def compare(path: str, say: Say, *, report_only: bool = False) -> list[Job]:
-    """Do what is not done and write the document; gives the jobs that failed.
+    """Do the runs that have no record, record those that are finished, and write the document; gives what failed.
 
     Raises:
         UserError: the comparison or a run config is wrong, or a result file is damaged.
@@ -34,19 +34,27 @@ def compare(path: str, say: Say, *, report_only: bool = False) -> list[Job]:
     runs = run_jobs(comparison, data)  # tells a mistake in any config before any work
     failed: list[Job] = []
     if not report_only:
-        failed = run_all([(job, {}) for job in _waiting(data, say)], 1, say)
+        asked = {job.dataset for job in runs if not is_recorded(comparison, job)}
+        building = [job for job in data if job.dataset in asked]
+        failed = run_all([(job, {}) for job in _waiting(building, Job.finished, say)], 1, say)
         without = {job.dataset for job in failed}
         runs = run_jobs(comparison, data)
+        keep_finished(comparison, runs)
         able = [job for job in runs if job.dataset not in without]
-        failed += run_all([(job, job.stages()) for job in _waiting(able, say)], comparison.processes, say)
+        waiting = _waiting(able, lambda job: is_recorded(comparison, job), say)
+        failed += run_all([(job, job.stages()) for job in waiting], comparison.processes, say)
+    keep_finished(comparison, runs)
     text = write_document(comparison, path, collect(comparison, runs))
     storage.write_bytes(comparison.report, text.encode())
     say(f"report: {comparison.report}")
     return failed
 
 
-def _waiting(jobs: list[Job], say: Say) -> list[Job]:
-    done = [job for job in jobs if job.finished()]
-    for job in done:
-        say(f"{job.name}: already done")
-    return [job for job in jobs if job not in done]
+def _waiting(jobs: list[Job], done: Callable[[Job], bool], say: Say) -> list[Job]:
+    found = []
+    for job in jobs:
+        if done(job):
+            say(f"{job.name}: already done")
+        else:
+            found.append(job)
+    return found

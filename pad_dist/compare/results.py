@@ -1,8 +1,8 @@
-"""What the finished runs of a comparison have left, by data set and method; nothing is computed that no file holds."""
+"""What the finished runs of a comparison have left, by data set and method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pad_dist import storage
-from pad_dist.compare.config import DATA, Comparison
 from pad_dist.compare.jobs import Job
 from pad_dist.errors import UserError
 from pad_dist.evaluation.rank_file import RankFile, SplitRanks
@@ -105,28 +104,6 @@ class DatasetResult:
         return paired_bootstrap(ours.every_user("test", metric, part), other.every_user("test", metric, part))
 
 
-def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
-    """Read what is finished.
-
-    Raises:
-        UserError: a file is damaged, at odds with another one, or of another dataset.
-    """
-    found = []
-    for dataset in comparison.datasets:
-        own = [job for job in jobs if job.dataset == dataset]
-        runs = {job.name: read_run(job) for job in own if job.finished()}
-        methods = []
-        for name, section in comparison.methods.items():
-            mine = tuple(runs[job.name] for job in own if job.method == name and job.name in runs)
-            methods.append(MethodResult(name, section.role, mine, len(comparison.seeds)))
-        _check_users(dataset, [run for method in methods for run in method.runs])
-        timings = f"{comparison.out}/{dataset}/{DATA}/timings.json"
-        spent = storage.read_json(timings) if storage.exists(timings) else {}
-        cold = _one(dataset, {job.config.evaluation.cold_max_frequency for job in own})
-        found.append(DatasetResult(dataset, tuple(methods), comparison.ours, cold, spent))
-    return found
-
-
 def read_run(job: Job) -> RunResult:
     """Read the files of a finished run.
 
@@ -149,14 +126,3 @@ def read_run(job: Job) -> RunResult:
     kept = storage.read_json(forgetting) if "align" in stages and storage.exists(forgetting) else None
     report, timings = storage.read_json(f"{out}/report.json"), storage.read_json(f"{out}/timings.json")
     return RunResult(job.seed, ranks, scorer, report, timings, stages, kept)
-
-
-def _check_users(dataset: str, runs: Sequence[RunResult]) -> None:
-    if len({run.ranks.dataset for run in runs}) > 1:
-        raise UserError(f"{dataset}: the runs are of several versions of the dataset: run the comparison again")
-
-
-def _one(dataset: str, thresholds: set[int]) -> int:
-    if len(thresholds) > 1:
-        raise UserError(f"{dataset}: methods differ in evaluation.cold_max_frequency ({sorted(thresholds)}): set one")
-    return thresholds.pop()

@@ -250,21 +250,30 @@ def fingerprint(config: Config, stage: StageName) -> str:
 
 
 def made_from(config: Config, stage: StageName) -> dict[str, Any]:
-    """All that determines the stage's result, as JSON values by config key.
-
-    Where it runs (world_size, device, logging, memory, checkpoints) does not enter.
-    """
+    """All that determines the stage's result, as JSON values by config key: settings, data, and earlier stages."""
     dataset = Dataset.open(config.dataset)
     text = None
     if reads_text(config, stage, dataset):
         text = config.text.model_dump(mode="json", include={"transform", "whitening"})
         text["vectors"] = text_manifest(dataset.url, config.text).content_hash()
+    return {
+        **stage_settings(config, stage),
+        "dataset": dataset.content_hash,
+        "text": text,
+        "starts from": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
+        "continue_from": earlier(config, stage).fingerprint if config.continue_from else None,
+    }
+
+
+def stage_settings(config: Config, stage: StageName) -> dict[str, Any]:
+    """Those of the stage itself, known without any data: as JSON values by config key.
+
+    Where it runs (world_size, device, logging, memory, checkpoints) does not enter.
+    """
     made_of = parts(config, stage)
     sections: set[str] = {stage, made_of.beside or stage}
     return {
         "seed": config.seed,
-        "dataset": dataset.content_hash,
-        "text": text,
         "model": config.stage_model(stage).model_dump(mode="json", exclude=_unused(made_of)),
         "sparse": config.sparse.model_dump(
             mode="json", exclude={"backend", "sharding", "grid_columns", "uvm", "memory_gib"}
@@ -277,8 +286,6 @@ def made_from(config: Config, stage: StageName) -> dict[str, Any]:
         "evaluation": {"every": config.evaluation.every},
         **{name: getattr(config, name).model_dump(mode="json") for name in sections},
         "parts": {name: getattr(made_of, name) for name in ("recommends", "beside", "text_rows", "ranks")},
-        "starts from": {before: fingerprint(config, before) for before, _, _ in inherits(config, stage)},
-        "continue_from": earlier(config, stage).fingerprint if config.continue_from else None,
     }
 
 

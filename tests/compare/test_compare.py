@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ METHODS: dict[str, Any] = {
 }
 COMPARISON = {
     "out": "out",
+    "results": "results",
     "report": "RESULTS.md",
     "readings": "readings.md",
     "datasets": {"tiny": {"config": "tiny.yaml", "overrides": ["evaluation.batch_size=64"]}},
@@ -36,6 +38,7 @@ COMPARISON = {
     "seeds": [7],
     "processes": 2,
 }
+OTHER = {"tiny": {"config": "tiny.yaml", "overrides": ["pretrain.lr=0.5"]}}
 
 
 def compare(folder: Path, *options: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -147,6 +150,20 @@ def test_a_second_call_runs_only_what_failed_and_writes_the_same(
     assert (folder / "RESULTS.md").read_text() == text
 
 
+def test_the_records_alone_give_the_document_and_are_of_these_settings(
+    first: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path
+) -> None:
+    write_configs(tmp_path)
+    shutil.copytree(folder / "results", tmp_path / "results")
+    for change, found in (({}, "1 of 1"), ({"seeds": [7, 8]}, "1 of 2"), ({"datasets": OTHER}, "0 of 1")):
+        (tmp_path / "all.yaml").write_text(yaml.safe_dump({**COMPARISON, **change}, sort_keys=False))
+        done = compare(tmp_path, "--report-only")
+        assert done.returncode == 0, done.stderr
+        text = (tmp_path / "RESULTS.md").read_text()
+        assert f"| whole | ours | {found} |" in text
+        assert bool(change) or text == (folder / "RESULTS.md").read_text()
+
+
 def test_commands_are_printed_in_order_and_nothing_is_run(tmp_path: Path) -> None:
     write_configs(tmp_path)
     done = compare(tmp_path, "--print-jobs")
@@ -158,7 +175,7 @@ def test_commands_are_printed_in_order_and_nothing_is_run(tmp_path: Path) -> Non
     assert all("--reuse out/tiny " in line and "seed=7" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("compare_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("compare*.yaml")), ids=lambda path: path.stem)
 def test_the_comparisons_of_the_repository_make_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(str(path))

@@ -1,0 +1,171 @@
+"""Records of finished runs: small text files that the document is written from, kept when the runs are gone."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pad_dist import storage
+from pad_dist.compare.config import DATA, Comparison
+from pad_dist.compare.jobs import Job
+from pad_dist.compare.results import DatasetResult, MethodResult, RunResult, read_run
+from pad_dist.data import versions
+from pad_dist.data.dataset import Dataset
+from pad_dist.errors import UserError
+from pad_dist.evaluation.metrics import K
+from pad_dist.evaluation.rank_file import MOST, Ints, RankFile, SplitRanks
+from pad_dist.stages.parts import needs_text, parts, stage_settings, stages
+
+Record = dict[str, Any]
+"""Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all that `RunResult` holds, and `places`, by
+split the rank of each user's target, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its content
+hash, seconds of its steps, and by split each user's target: its bin, and its train frequency up to one above `cold`.
+Columns are bytes, one for each user, deflated and in base64."""
+
+
+def keep_finished(comparison: Comparison, jobs: list[Job]) -> None:
+    """Write the record of every run that is finished and has none.
+
+    Raises:
+        UserError: see `read_run`.
+    """
+    for job in jobs:
+        if not is_recorded(comparison, job) and job.finished():
+            _keep(comparison, job, read_run(job))
+
+
+def is_recorded(comparison: Comparison, job: Job) -> bool:
+    """Whether there is a record of a run with these settings; and on these data, where they are built."""
+    url, data_url = _url(comparison, job), _data_url(comparison, job)
+    if not (storage.exists(url) and storage.exists(data_url)):
+        return False
+    record, content = storage.read_json(url), storage.read_json(data_url)["dataset"]
+    return bool(
+        record["settings"] == _settings(job)
+        and record["report"]["dataset"]["hash"] == content
+        and _built(job) in (None, content)
+    )
+
+
+def read_record(comparison: Comparison, job: Job) -> RunResult:
+    """What the record of a run holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    url, data_url = _url(comparison, job), _data_url(comparison, job)
+    record, targets = storage.read_json(url), storage.read_json(data_url)["targets"]
+    try:
+        splits = {
+            split: SplitRanks({record["scorer"]: _ranks(places)}, *(_column(targets[split][n]) for n in _TARGET))
+            for split, places in record["places"].items()
+        }
+    except ValueError as error:
+        raise UserError(f"{url} or {data_url} is damaged ({error}): remove it, and do the run again") from None
+    about = record["report"]
+    ranks = RankFile(splits, "", about["dataset"]["hash"])
+    order = tuple(stages(job.config))
+    return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], order, record["forgetting"])
+
+
+def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
+    """Read all records.
+
+    Raises:
+        UserError: one is damaged, or methods differ in what they call cold.
+    """
+    found = []
+    for dataset in comparison.datasets:
+        own = [job for job in jobs if job.dataset == dataset]
+        runs = {job.name: read_record(comparison, job) for job in own if is_recorded(comparison, job)}
+        methods = []
+        for name, section in comparison.methods.items():
+            mine = tuple(runs[job.name] for job in own if job.method == name and job.name in runs)
+            methods.append(MethodResult(name, section.role, mine, len(comparison.seeds)))
+        cold = _one(dataset, {job.config.evaluation.cold_max_frequency for job in own})
+        spent = storage.read_json(_data_url(comparison, own[0]))["timings"] if runs else {}
+        found.append(DatasetResult(dataset, tuple(methods), comparison.ours, cold, spent))
+    return found
+
+
+_TARGET = ("frequency", "bins")
+
+
+def _keep(comparison: Comparison, job: Job, run: RunResult) -> None:
+    spent = f"{comparison.out}/{job.dataset}/{DATA}/timings.json"
+    cold = job.config.evaluation.cold_max_frequency
+    targets = {
+        split: {"frequency": _text(np.minimum(found.frequency, cold + 1)), "bins": _text(found.bins)}
+        for split, found in run.ranks.splits.items()
+    }
+    timings = storage.read_json(spent) if storage.exists(spent) else {}
+    storage.write_json(
+        _data_url(comparison, job), {"dataset": run.ranks.dataset, "timings": timings, "targets": targets}
+    )
+    ranks = {split: found.ranks[run.scorer] for split, found in run.ranks.splits.items()}
+    record = {
+        "settings": _settings(job),
+        "report": {
+            "dataset": run.report["dataset"],
+            "environment": {"stages": run.report["environment"]["stages"]},
+        },
+        "scorer": run.scorer,
+        "places": {split: _text(np.where(found <= K, found, 0)) for split, found in ranks.items()},
+        "timings": run.timings,
+        "forgetting": run.forgetting,
+    }
+    storage.write_json(_url(comparison, job), record)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """All that a run's result depends on beside its data."""
+    config = job.config
+    found = {name: stage_settings(config, name) for name in stages(config)}
+    reads = any(needs_text(config, name) or parts(config, name).text_rows for name in found)
+    return {
+        "stages": found,
+        "text": config.text.model_dump(mode="json") if reads else None,
+        "cold": config.evaluation.cold_max_frequency,
+        "continue_from": config.continue_from,
+    }
+
+
+def _one(dataset: str, thresholds: set[int]) -> int:
+    if len(thresholds) > 1:
+        raise UserError(f"{dataset}: methods differ in evaluation.cold_max_frequency ({sorted(thresholds)}): set one")
+    return thresholds.pop()
+
+
+def _built(job: Job) -> str | None:
+    dataset = job.config.dataset
+    if versions.root_of(dataset) == dataset and not versions.published(dataset):
+        return None
+    return Dataset.open(versions.resolve(dataset)).content_hash
+
+
+def _url(comparison: Comparison, job: Job) -> str:
+    return f"{comparison.results}/{job.name}.json"
+
+
+def _data_url(comparison: Comparison, job: Job) -> str:
+    return f"{comparison.results}/{job.dataset}/data.json"
+
+
+def _text(column: Ints) -> str:
+    return base64.b64encode(zlib.compress(column.astype(np.uint8).tobytes(), 9)).decode()
+
+
+def _column(text: str) -> Ints:
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int32)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+
+
+def _ranks(places: str) -> Ints:
+    found = _column(places)
+    return np.where(found > 0, found, MOST).astype(np.int32)

@@ -1,0 +1,90 @@
+"""What a record keeps of a run, and when it is one of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pad_dist import storage
+from pad_dist.compare.config import Comparison
+from pad_dist.compare.jobs import Job
+from pad_dist.compare.records import _keep, is_recorded, read_record
+from pad_dist.compare.results import RunResult
+from pad_dist.config import Config
+from pad_dist.errors import UserError
+from pad_dist.evaluation.rank_file import MOST, RankFile, SplitRanks
+
+USERS = 500
+HASH = "ab" * 32
+
+
+def comparison(folder: Path) -> Comparison:
+    values: dict[str, Any] = {"datasets": {"shop": {"config": "c"}}, "methods": {"mine": {"role": "ours"}}}
+    return Comparison.model_validate({**values, "out": f"{folder}/out", "results": f"{folder}/results", "seeds": [1]})
+
+
+def job(folder: Path, **changes: Any) -> Job:
+    config = Config.model_validate({"name": "tiny", "out": f"{folder}/out", "method": "id", **changes})
+    return Job("shop", "mine", config.seed, "c.yaml", (), (), config)
+
+
+def finished(seed: int, dataset: str = HASH) -> RunResult:
+    random = np.random.default_rng(seed)
+
+    def split() -> SplitRanks:
+        ranks = random.choice([1, 2, 9, 10, 11, 4000, MOST], USERS).astype(np.int32)
+        return SplitRanks(
+            {"id": ranks, "popularity": ranks},
+            random.integers(0, 900, USERS).astype(np.int32),
+            random.integers(1, 11, USERS).astype(np.int32),
+        )
+
+    report = {"dataset": {"users": USERS, "hash": dataset}, "environment": {"stages": {"pretrain": {}}, "commit": "c"}}
+    splits = {"valid": split(), "test": split()}
+    return RunResult(seed, RankFile(splits, "m", dataset), "id", report, {"pretrain": 3.5}, ("pretrain",), None)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_record_gives_every_users_metrics_and_the_class_of_every_target(tmp_path: Path, seed: int) -> None:
+    this, run = job(tmp_path, seed=1), finished(seed)
+    _keep(comparison(tmp_path), this, run)
+    assert is_recorded(comparison(tmp_path), this)
+    read = read_record(comparison(tmp_path), this)
+    for split, before in run.ranks.splits.items():
+        after = read.ranks.splits[split]
+        for metric in ("hr@10", "ndcg@10"):
+            assert (read.per_user(split, metric) == run.per_user(split, metric)).all()
+        assert (after.bins == before.bins).all() and list(after.ranks) == ["id"]
+        for low, high in ((0, 0), (1, 5), (6, 10**9)):
+            assert (
+                ((after.frequency >= low) & (after.frequency <= high))
+                == ((before.frequency >= low) & (before.frequency <= high))
+            ).all()
+    assert (read.seed, read.scorer, read.timings, read.stages) == (1, "id", {"pretrain": 3.5}, ("pretrain",))
+    assert read.report["dataset"] == run.report["dataset"] and read.forgetting is None
+
+
+def test_a_record_of_other_settings_or_of_earlier_data_is_none(tmp_path: Path) -> None:
+    here = comparison(tmp_path)
+    assert not is_recorded(here, job(tmp_path))
+    _keep(here, job(tmp_path), finished(0))
+    assert is_recorded(here, job(tmp_path))
+    # What the stages of the method do not read changes nothing, nor does where it runs.
+    assert is_recorded(here, job(tmp_path, align={"gamma": 0.7}, training={"world_size": 2}, text={"batch_size": 9}))
+    for change in ({"pretrain": {"lr": 0.5}}, {"model": {"dim": 32}}, {"evaluation": {"cold_max_frequency": 3}}):
+        assert not is_recorded(here, job(tmp_path, **change))
+    storage.write_json(f"{here.results}/shop/data.json", {"dataset": "cd" * 32, "timings": {}, "targets": {}})
+    assert not is_recorded(here, job(tmp_path))
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    here, this = comparison(tmp_path), job(tmp_path, seed=1)
+    _keep(here, this, finished(0))
+    url = f"{here.results}/shop/mine/seed-1.json"
+    record = storage.read_json(url)
+    storage.write_json(url, {**record, "places": {"test": record["places"]["test"][:-8]}})
+    with pytest.raises(UserError, match=r"seed-1.json.* is damaged .*: remove it"):
+        read_record(here, this)
