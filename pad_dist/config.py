@@ -136,14 +136,7 @@ class EvaluationConfig(Section):
 
 _SET_BY_METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "whitenrec": {"text": {"transform": "whiten", "whitening": 1.0}},
-    "clip": {
-        "align": {
-            "alignment": "infonce",
-            "mmd_item_share": 1.0,
-            "kernel": "gaussian_mixture",
-            "samples": "occurrences",
-        }
-    },
+    "clip": {"align": {"alignment": "infonce", "kernel": "gaussian_mixture", "samples": "occurrences"}},
 }
 
 
@@ -154,7 +147,7 @@ class Config(Section):
     method: MethodName = "pad"
     """What is trained, in which stages. `pad`: the paper's. `id`, `text`: one expert alone. `whitenrec`: text alone,
     with text.transform=whiten. `llm_init`: id, the table started from the texts. `clip`: pretrain and align, with
-    align.alignment=infonce over all items. `ctrl`, `rlmrec_con`, `rlmrec_gen`: see their sections. What a method
+    align.alignment=infonce. `ctrl`, `rlmrec_con`, `rlmrec_gen`: see their sections. What a method
     sets holds whatever the section says."""
     seed: int = Field(7, ge=0, lt=2**31)
     out: str = ""

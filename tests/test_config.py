@@ -187,7 +187,7 @@ def test_a_method_sets_its_keys_whatever_the_section_says() -> None:
     align = {"gamma": 0.3, "kernel": "linear", "samples": "unique", "mmd_item_share": 0.5}
     values = {"name": "x", "align": align, "text": {"transform": "none"}}
     clip = parse_config(values | {"method": "clip"}, "c")
-    assert (clip.align.alignment, clip.align.mmd_item_share, clip.align.gamma) == ("infonce", 1, 0.3)
+    assert (clip.align.alignment, clip.align.mmd_item_share, clip.align.gamma) == ("infonce", 0.5, 0.3)
     assert clip.text.transform == "none"
     whitened = parse_config(values | {"method": "whitenrec"}, "c")
     assert whitened.text.transform == "whiten" and whitened.align == parse_config(values, "c").align

@@ -108,7 +108,7 @@ def test_ctrl_first_learns_from_the_fine_grained_alignment_alone(seed: int) -> N
 
 
 def test_clip_aligns_all_items_of_the_batch() -> None:
-    clip = objective("align", config(method="clip", align={"mmd_item_share": 0.1, "temperature": 0.3}))
+    clip = objective("align", config(method="clip", align={"temperature": 0.3}))
     alone = objective("align", config(align={"gamma": 0}))(batch(), rows())
     output = clip.pad(batch(), rows())
     assert output.projected is not None and output.anchored is not None
