@@ -86,9 +86,9 @@ class DisentangleConfig(StageConfig):
     (ApproxNDCG), which is what a gate is chosen by and which asks little of the scores' scale."""
     ndcg_temperature: float = Field(0.1, gt=0)
     """Divides the differences of scores (ndcg): the lower, the nearer to ndcg and the fewer targets teach."""
-    weigh_rare: bool = False
-    """Count a target that stands f times in training 1 / (1 + ln(1 + f)) times (ndcg), so that the gate learns from
-    rare ones too."""
+    rare_power: float = Field(0.0, ge=0)
+    """Count a target that stands f times in training (1 / (1 + ln(1 + f))) ** rare_power times (ndcg): the higher, the
+    more the gate learns from rare ones; 0 counts all alike."""
     gate_lr: float = Field(1e-2, gt=0)
     gate_weight_decay: float = Field(0.01, ge=0)
 
@@ -106,8 +106,8 @@ class DisentangleConfig(StageConfig):
                 f"freeze={list(self.freeze)} is all of the experts, which leaves the gate to learn: that needs "
                 "gate=frequency, and trained_text=true for the text expert"
             )
-        if self.weigh_rare and self.loss != "ndcg":
-            raise ValueError("weigh_rare=true belongs to loss=ndcg: set that, or leave it false")
+        if self.rare_power and self.loss != "ndcg":
+            raise ValueError(f"rare_power={self.rare_power:g} belongs to loss=ndcg: set that, or leave it 0")
         if self.targets == "valid" and set(self.freeze) != set(self.experts):
             raise ValueError(f"targets=valid is for the gate alone: set freeze={list(self.experts)}")
         return self

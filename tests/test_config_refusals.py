@@ -52,7 +52,7 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
             {"disentangle": {"loss": "ndcg"}, "training": {"loss": {"kind": "gbce"}}},
             "disentangle.loss=ndcg needs a softmax, not training.loss.kind=gbce",
         ),
-        ({"disentangle": {"weigh_rare": True}}, "weigh_rare=true belongs to loss=ndcg"),
+        ({"disentangle": {"rare_power": 0.5}}, "rare_power=0.5 belongs to loss=ndcg"),
         (
             {"disentangle": {"mix": "log_probabilities"}, "training": {"loss": {"in_batch": 8}}},
             "needs negatives of known odds: set training.loss.log_q=true",

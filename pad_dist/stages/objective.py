@@ -81,7 +81,8 @@ class StageObjective(nn.Module):
         settings = self._config.disentangle
         mixture = output.mixture(self._log_partitions(output, batch, expected))
         if settings.loss == "ndcg":
-            weights = rarity_of(rows["frequency"][batch.targets]) if settings.weigh_rare else None
+            power = settings.rare_power
+            weights = rarity_of(rows["frequency"][batch.targets]) ** power if power else None
             odds = self._odds(batch, expected)
             loss = approx_ndcg_sum(*mixture, batch, odds, settings.ndcg_temperature, weights)
         else:

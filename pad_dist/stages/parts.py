@@ -155,7 +155,7 @@ def averaged_tables(config: Config, stage: StageName) -> set[ExpertName]:
 
 def reads_frequency(config: Config, stage: StageName) -> bool:
     """Whether the stage reads how often its items stand in training."""
-    return parts(config, stage).gate == "smooth" or (stage == "disentangle" and config.disentangle.weigh_rare)
+    return parts(config, stage).gate == "smooth" or (stage == "disentangle" and config.disentangle.rare_power > 0)
 
 
 def table_spec(config: Config, stage: StageName, items: int) -> TableSpec:

@@ -89,14 +89,14 @@ def test_without_the_anchor_only_the_alignment_teaches(fusion: str) -> None:
     assert looked_up["aligned"].grad is not None and looked_up["aligned"].grad.any()
 
 
-@pytest.mark.parametrize("weigh_rare", [False, True])
-def test_a_mixture_may_learn_from_ndcg_and_more_from_rare_targets(weigh_rare: bool) -> None:
-    settings = config(disentangle={"loss": "ndcg", "ndcg_temperature": 0.4, "gate": "smooth", "weigh_rare": weigh_rare})
+@pytest.mark.parametrize("power", [0, 0.5, 1])
+def test_a_mixture_may_learn_from_ndcg_and_more_from_rare_targets(power: float) -> None:
+    settings = config(disentangle={"loss": "ndcg", "ndcg_temperature": 0.4, "gate": "smooth", "rare_power": power})
     loss = objective("disentangle", settings)
     users, items = loss.pad(batch(), rows()).mixture()
     rarity = 1 / (1 + (1 + rows()["frequency"][batch().targets]).float().log())
     expected = torch.full((9,), 4 / CATALOGUE)
-    total = approx_ndcg_sum(users, items, batch(), expected, 0.4, rarity if weigh_rare else None)
+    total = approx_ndcg_sum(users, items, batch(), expected, 0.4, rarity**power)
     torch.testing.assert_close(loss(batch(), rows()), total / 6)
 
 

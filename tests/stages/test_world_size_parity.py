@@ -26,7 +26,7 @@ OTHERS = [
 ]
 """Each loss and each backbone once, and other parts."""
 ALL_FROZEN = "disentangle.trained_text=true disentangle.freeze=[id,aligned,text]"
-SMOOTH = "disentangle.gate=smooth disentangle.loss=ndcg disentangle.weigh_rare=true"
+SMOOTH = "disentangle.gate=smooth disentangle.loss=ndcg disentangle.rare_power=0.5"
 METHODS = [
     "0 fp32 method=id",
     "0 fp32 method=text training.loss.kind=gbce",
