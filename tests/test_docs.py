@@ -155,6 +155,8 @@ def _link_problems(target: str, text: str, folder: Path) -> list[str]:
     file = folder / path
     if path and not file.exists():
         return [f"link to {target}: no such file"]
+    if path and file.is_dir():
+        return []
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", file.read_text() if path else text), re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     return [f"link to {target}: no such heading"] if anchor and anchor not in anchors else []
@@ -188,7 +190,12 @@ def _key_problems(key: str, value: str) -> list[str]:
             return ["no such config key"]
         # A section may be absent: then its type stands beside None.
         kinds = (fields[part].annotation, *get_args(fields[part].annotation))
-    return _refused(load_config, str(ROOT / "configs/paper_prime_pantry.yaml"), [f"{key}={value}"]) if value else []
+    if not value:
+        return []
+    # A value may fit only the paper's preset, or only the one that goes beyond it.
+    presets = [str(ROOT / "configs" / name) for name in ("paper_prime_pantry.yaml", "prime_pantry.yaml")]
+    wrong = [_refused(load_config, preset, [f"{key}={value}"]) for preset in presets]
+    return wrong[0] if all(wrong) else []
 
 
 @cache

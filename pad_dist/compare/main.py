@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pad_dist import storage
 from pad_dist.compare.config import load_comparison
@@ -33,17 +34,19 @@ def compare(path: str, say: Say, *, report_only: bool = False) -> list[Job]:
     data = data_jobs(comparison)
     runs = run_jobs(comparison, data)  # tells a mistake in any config before any work
     failed: list[Job] = []
+    keep = partial(keep_finished, comparison)
     if not report_only:
         asked = {job.dataset for job in runs if not is_recorded(comparison, job)}
         building = [job for job in data if job.dataset in asked]
         failed = run_all([(job, {}) for job in _waiting(building, Job.finished, say)], 1, say)
-        without = {job.dataset for job in failed}
         runs = run_jobs(comparison, data)
-        keep_finished(comparison, runs)
+    for job in runs:
+        keep(job)  # of a call that was cut
+    if not report_only:
+        without = {job.dataset for job in failed}
         able = [job for job in runs if job.dataset not in without]
-        waiting = _waiting(able, lambda job: is_recorded(comparison, job), say)
-        failed += run_all([(job, job.stages()) for job in waiting], comparison.processes, say)
-    keep_finished(comparison, runs)
+        waiting = _waiting(able, partial(is_recorded, comparison), say)
+        failed += run_all([(job, job.stages()) for job in waiting], comparison.processes, say, keep)
     text = write_document(comparison, path, collect(comparison, runs))
     storage.write_bytes(comparison.report, text.encode())
     say(f"report: {comparison.report}")

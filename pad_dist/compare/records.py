@@ -27,15 +27,14 @@ hash, seconds of its steps, and by split each user's target: its bin, and its tr
 Columns are bytes, one for each user, deflated and in base64."""
 
 
-def keep_finished(comparison: Comparison, jobs: list[Job]) -> None:
-    """Write the record of every run that is finished and has none.
+def keep_finished(comparison: Comparison, job: Job) -> None:
+    """Write the record of a run that is finished and has none.
 
     Raises:
         UserError: see `read_run`.
     """
-    for job in jobs:
-        if not is_recorded(comparison, job) and job.finished():
-            _keep(comparison, job, read_run(job))
+    if not is_recorded(comparison, job) and job.finished():
+        _keep(comparison, job, read_run(job))
 
 
 def is_recorded(comparison: Comparison, job: Job) -> bool:

@@ -34,8 +34,13 @@ class _Running:
         return {(name, mark) for name, mark in self.stages.items() if not finished_in(out, name, mark)}
 
 
-def run_all(jobs: Sequence[tuple[Job, Stages]], processes: int, say: Callable[[str], None]) -> list[Job]:
-    """Run the jobs, the first ones first, `processes` at a time; those that failed.
+def run_all(
+    jobs: Sequence[tuple[Job, Stages]],
+    processes: int,
+    say: Callable[[str], None],
+    done: Callable[[Job], None] = lambda job: None,
+) -> list[Job]:
+    """Run the jobs, the first ones first, `processes` at a time; those that failed. `done` is told each that did not.
 
     A job waits while another one that runs has yet to train a stage that both have: then it takes the stage from it.
     On SIGTERM or SIGINT the runs are told to end, and no other is started.
@@ -52,6 +57,7 @@ def run_all(jobs: Sequence[tuple[Job, Stages]], processes: int, say: Callable[[s
                 status, seconds = one.process.returncode, time.monotonic() - one.started
                 if status == 0:
                     say(f"{one.job.name}: done in {seconds:.0f} s")
+                    done(one.job)
                 elif not received:
                     failed.append(one.job)
                     say(f"{one.job.name}: failed after {seconds:.0f} s by {status_text(status)}, see {one.job.log}")

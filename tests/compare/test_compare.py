@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from pad_dist.compare.config import load_comparison
+from pad_dist.compare.document import write_document
 from pad_dist.compare.jobs import data_jobs, run_jobs
+from pad_dist.compare.records import collect, is_recorded
 from pad_dist.evaluation.rank_file import RankFile
 from tests.support.tiny_run import ROOT, RUN
 
@@ -183,6 +185,17 @@ def test_the_comparisons_of_the_repository_make_runs(path: Path, monkeypatch: py
     jobs = run_jobs(comparison, data)
     assert len({job.config.out for job in jobs}) == len(jobs)
     assert len(jobs) == len(comparison.datasets) * len(comparison.methods) * len(comparison.seeds)
+
+
+def test_the_document_of_the_repository_is_what_its_records_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    path = "configs/compare.yaml"
+    comparison = load_comparison(path)
+    jobs = run_jobs(comparison, data_jobs(comparison))
+    # A file of it that belongs to no run here, or to one of other settings, would be shown nowhere.
+    records = {str(file) for file in Path(comparison.results).glob("*/*/*.json")}
+    assert records == {f"{comparison.results}/{job.name}.json" for job in jobs if is_recorded(comparison, job)}
+    assert Path(comparison.report).read_text() == write_document(comparison, path, collect(comparison, jobs))
 
 
 @pytest.mark.parametrize(
