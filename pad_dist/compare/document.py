@@ -85,6 +85,8 @@ def _dataset(comparison: Comparison, result: DatasetResult) -> list[str]:
     lines = [f"## {result.name}\n", f"Config {section.config}{given}. {_counts(some)}\n"]
     lines += methods_table(result)
     lines += _gains(result, some)
+    if some is None:
+        return lines
     for metric in ("hr@10", "ndcg@10"):
         lines += [f"{metric} on test by frequency bin of the target, 1 (most popular) to 10, and by train frequency:\n"]
         lines += frequency_table(result, metric)

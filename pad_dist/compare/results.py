@@ -86,6 +86,11 @@ class DatasetResult:
     data_timings: dict[str, float]
 
     @property
+    def ran(self) -> tuple[MethodResult, ...]:
+        """Those that have a finished run."""
+        return tuple(method for method in self.methods if method.runs)
+
+    @property
     def our_method(self) -> MethodResult:
         """The method that the others are compared with."""
         return next(method for method in self.methods if method.name == self.ours)
@@ -97,9 +102,9 @@ class DatasetResult:
         return max(found, key=lambda method: key[method.name], default=None)
 
     def against(self, other: MethodResult, metric: str, part: Slice) -> Paired | None:
-        """Ours minus another method on test; None where one of them has no run, or the slice no user."""
+        """Ours minus another method on test, both of which ran; None where the slice has no user."""
         ours = self.our_method
-        if not (ours.runs and other.runs and part(ours.runs[0].ranks.splits["test"]).any()):
+        if not part(ours.runs[0].ranks.splits["test"]).any():
             return None
         return paired_bootstrap(ours.every_user("test", metric, part), other.every_user("test", metric, part))
 

@@ -48,22 +48,22 @@ def frequency_table(result: DatasetResult, metric: str) -> list[str]:
     parts.append(("frequency 0", seen(0, 0)))
     if result.cold:
         parts.append((f"1 to {result.cold}", seen(1, result.cold)))
-    some = next((run for method in result.methods for run in method.runs), None)
-    users = [f"{int(part(some.ranks.splits['test']).sum()):,}" if some else MISSING for _, part in parts]
-    rows = [[method.name, *(_cell(method, "test", metric, part) for _, part in parts)] for method in result.methods]
+    targets = result.ran[0].runs[0].ranks.splits["test"]
+    users = [f"{int(part(targets).sum()):,}" for _, part in parts]
+    rows = [[method.name, *(_cell(method, "test", metric, part) for _, part in parts)] for method in result.ran]
     return table(["method", *(name for name, _ in parts)], [["users", *users], *rows])
 
 
 def gains_table(result: DatasetResult, others: Sequence[MethodResult]) -> list[str]:
-    """Ours against other methods on the same test users: all, cold and popular."""
+    """Ours against the other methods that have runs, on the same test users: all, cold and popular."""
     parts = (("all", everyone), ("cold", seen(0, result.cold)), ("popular", seen(result.cold + 1, None)))
     rows = []
-    for other in others:
+    for other in (method for method in others if method.runs):
         for where, part in parts:
             for metric in METRICS:
                 found = result.against(other, metric, part)
                 if found is None:
-                    rows.append([other.name, where, metric, *[MISSING] * 4])
+                    rows.append([other.name, where, metric, *"----"])
                     continue
                 relative = "-" if found.relative is None else f"{found.relative:+.2%}"
                 interval = f"{found.low:+.4f} to {found.high:+.4f}"
@@ -101,7 +101,7 @@ def seconds_table(result: DatasetResult) -> list[str]:
     """Seconds by step, mean over seeds; a stage that methods share was trained once."""
     stages = dict.fromkeys(stage for method in result.methods for run in method.runs for stage in run.stages)
     steps = [*stages, "evaluate"]
-    return table(["method", *steps], [[m.name, *(_seconds(m, step) for step in steps)] for m in result.methods])
+    return table(["method", *steps], [[m.name, *(_seconds(m, step) for step in steps)] for m in result.ran])
 
 
 def _seconds(method: MethodResult, step: str) -> str:
