@@ -15,6 +15,7 @@ from pad_dist.compare.jobs import Job
 from pad_dist.compare.results import DatasetResult, MethodResult, RunResult, read_run
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
+from pad_dist.data.text_table import recipe_name
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import K
 from pad_dist.evaluation.rank_file import MOST, Ints, RankFile, SplitRanks
@@ -34,7 +35,34 @@ def keep_finished(comparison: Comparison, job: Job) -> None:
         UserError: see `read_run`.
     """
     if not is_recorded(comparison, job) and job.finished():
-        _keep(comparison, job, read_run(job))
+        write_record(comparison, job, read_run(job))
+
+
+def write_record(comparison: Comparison, job: Job, run: RunResult) -> None:
+    """Write the record of a run, and that of its data set."""
+    spent = f"{comparison.out}/{job.dataset}/{DATA}/timings.json"
+    cold = job.config.evaluation.cold_max_frequency
+    targets = {
+        split: {"frequency": _text(np.minimum(found.frequency, cold + 1)), "bins": _text(found.bins)}
+        for split, found in run.ranks.splits.items()
+    }
+    timings = storage.read_json(spent) if storage.exists(spent) else {}
+    storage.write_json(
+        _data_url(comparison, job), {"dataset": run.ranks.dataset, "timings": timings, "targets": targets}
+    )
+    ranks = {split: found.ranks[run.scorer] for split, found in run.ranks.splits.items()}
+    record = {
+        "settings": _settings(job),
+        "report": {
+            "dataset": run.report["dataset"],
+            "environment": {"stages": run.report["environment"]["stages"]},
+        },
+        "scorer": run.scorer,
+        "places": {split: _text(np.where(found <= K, found, 0)) for split, found in ranks.items()},
+        "timings": run.timings,
+        "forgetting": run.forgetting,
+    }
+    storage.write_json(_url(comparison, job), record)
 
 
 def is_recorded(comparison: Comparison, job: Job) -> bool:
@@ -60,7 +88,11 @@ def read_record(comparison: Comparison, job: Job) -> RunResult:
     record, targets = storage.read_json(url), storage.read_json(data_url)["targets"]
     try:
         splits = {
-            split: SplitRanks({record["scorer"]: _ranks(places)}, *(_column(targets[split][n]) for n in _TARGET))
+            split: SplitRanks(
+                {record["scorer"]: _ranks(places)},
+                frequency=_column(targets[split]["frequency"]),
+                bins=_column(targets[split]["bins"]),
+            )
             for split, places in record["places"].items()
         }
     except ValueError as error:
@@ -91,43 +123,15 @@ def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
     return found
 
 
-_TARGET = ("frequency", "bins")
-
-
-def _keep(comparison: Comparison, job: Job, run: RunResult) -> None:
-    spent = f"{comparison.out}/{job.dataset}/{DATA}/timings.json"
-    cold = job.config.evaluation.cold_max_frequency
-    targets = {
-        split: {"frequency": _text(np.minimum(found.frequency, cold + 1)), "bins": _text(found.bins)}
-        for split, found in run.ranks.splits.items()
-    }
-    timings = storage.read_json(spent) if storage.exists(spent) else {}
-    storage.write_json(
-        _data_url(comparison, job), {"dataset": run.ranks.dataset, "timings": timings, "targets": targets}
-    )
-    ranks = {split: found.ranks[run.scorer] for split, found in run.ranks.splits.items()}
-    record = {
-        "settings": _settings(job),
-        "report": {
-            "dataset": run.report["dataset"],
-            "environment": {"stages": run.report["environment"]["stages"]},
-        },
-        "scorer": run.scorer,
-        "places": {split: _text(np.where(found <= K, found, 0)) for split, found in ranks.items()},
-        "timings": run.timings,
-        "forgetting": run.forgetting,
-    }
-    storage.write_json(_url(comparison, job), record)
-
-
 def _settings(job: Job) -> dict[str, Any]:
     """All that a run's result depends on beside its data."""
     config = job.config
     found = {name: stage_settings(config, name) for name in stages(config)}
     reads = any(needs_text(config, name) or parts(config, name).text_rows for name in found)
+    text = {"vectors": recipe_name(config.text), "transform": config.text.transform, "whitening": config.text.whitening}
     return {
         "stages": found,
-        "text": config.text.model_dump(mode="json") if reads else None,
+        "text": text if reads else None,
         "cold": config.evaluation.cold_max_frequency,
         "continue_from": config.continue_from,
     }

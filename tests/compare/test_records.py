@@ -11,7 +11,7 @@ import pytest
 from pad_dist import storage
 from pad_dist.compare.config import Comparison
 from pad_dist.compare.jobs import Job
-from pad_dist.compare.records import _keep, is_recorded, read_record
+from pad_dist.compare.records import is_recorded, read_record, write_record
 from pad_dist.compare.results import RunResult
 from pad_dist.config import Config
 from pad_dist.errors import UserError
@@ -50,7 +50,7 @@ def finished(seed: int, dataset: str = HASH) -> RunResult:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_record_gives_every_users_metrics_and_the_class_of_every_target(tmp_path: Path, seed: int) -> None:
     this, run = job(tmp_path, seed=1), finished(seed)
-    _keep(comparison(tmp_path), this, run)
+    write_record(comparison(tmp_path), this, run)
     assert is_recorded(comparison(tmp_path), this)
     read = read_record(comparison(tmp_path), this)
     for split, before in run.ranks.splits.items():
@@ -70,19 +70,25 @@ def test_a_record_gives_every_users_metrics_and_the_class_of_every_target(tmp_pa
 def test_a_record_of_other_settings_or_of_earlier_data_is_none(tmp_path: Path) -> None:
     here = comparison(tmp_path)
     assert not is_recorded(here, job(tmp_path))
-    _keep(here, job(tmp_path), finished(0))
+    write_record(here, job(tmp_path), finished(0))
     assert is_recorded(here, job(tmp_path))
     # What the stages of the method do not read changes nothing, nor does where it runs.
     assert is_recorded(here, job(tmp_path, align={"gamma": 0.7}, training={"world_size": 2}, text={"batch_size": 9}))
+    assert is_recorded(here, job(tmp_path, text={"transform": "none"}))
     for change in ({"pretrain": {"lr": 0.5}}, {"model": {"dim": 32}}, {"evaluation": {"cold_max_frequency": 3}}):
         assert not is_recorded(here, job(tmp_path, **change))
+    texts = job(tmp_path, method="text", text={"batch_size": 9})
+    write_record(here, texts, finished(0))
+    assert is_recorded(here, job(tmp_path, method="text"))
+    assert not is_recorded(here, job(tmp_path, method="text", text={"transform": "none"}))
+    write_record(here, job(tmp_path), finished(0))
     storage.write_json(f"{here.results}/shop/data.json", {"dataset": "cd" * 32, "timings": {}, "targets": {}})
     assert not is_recorded(here, job(tmp_path))
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     here, this = comparison(tmp_path), job(tmp_path, seed=1)
-    _keep(here, this, finished(0))
+    write_record(here, this, finished(0))
     url = f"{here.results}/shop/mine/seed-1.json"
     record = storage.read_json(url)
     storage.write_json(url, {**record, "places": {"test": record["places"]["test"][:-8]}})
