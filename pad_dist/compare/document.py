@@ -81,7 +81,7 @@ def _methods(comparison: Comparison) -> list[str]:
 def _dataset(comparison: Comparison, result: DatasetResult) -> list[str]:
     section = comparison.datasets[result.name]
     given = f" with {', '.join(f'`{text}`' for text in section.overrides)}" if section.overrides else ""
-    some = next((run for method in result.methods for run in method.runs), None)
+    some = result.ran[0].runs[0] if result.ran else None
     lines = [f"## {result.name}\n", f"Config {section.config}{given}. {_counts(some)}\n"]
     lines += methods_table(result)
     lines += _gains(result, some)

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 """Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all that `RunResult` holds, and `places`, by
 split the rank of each user's target, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its content
 hash, seconds of its steps, and by split each user's target: its bin, and its train frequency up to one above `cold`.
-Columns are bytes, one for each user, deflated and in base64."""
+Columns are little-endian int32, one for each user, deflated and in base64."""
 
 
 def keep_finished(comparison: Comparison, job: Job) -> None:
@@ -66,41 +66,34 @@ def write_record(comparison: Comparison, job: Job, run: RunResult) -> None:
 
 
 def is_recorded(comparison: Comparison, job: Job) -> bool:
-    """Whether there is a record of a run with these settings; and on these data, where they are built."""
-    url, data_url = _url(comparison, job), _data_url(comparison, job)
-    if not (storage.exists(url) and storage.exists(data_url)):
-        return False
-    record, content = storage.read_json(url), storage.read_json(data_url)["dataset"]
-    return bool(
-        record["settings"] == _settings(job)
-        and record["report"]["dataset"]["hash"] == content
-        and _built(job) in (None, content)
-    )
+    """Whether there is a record of a run with these settings; and on these data, where they are built.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_record(comparison, job) is not None
 
 
-def read_record(comparison: Comparison, job: Job) -> RunResult:
-    """What the record of a run holds.
+def read_record(comparison: Comparison, job: Job) -> RunResult | None:
+    """What the record of a run holds, None where there is none, see `is_recorded`.
 
     Raises:
         UserError: it is damaged.
     """
     url, data_url = _url(comparison, job), _data_url(comparison, job)
-    record, targets = storage.read_json(url), storage.read_json(data_url)["targets"]
+    if not (storage.exists(url) and storage.exists(data_url)):
+        return None
+    record, data = storage.read_json(url), storage.read_json(data_url)
     try:
-        splits = {
-            split: SplitRanks(
-                {record["scorer"]: _ranks(places)},
-                frequency=_column(targets[split]["frequency"]),
-                bins=_column(targets[split]["bins"]),
-            )
-            for split, places in record["places"].items()
-        }
-    except ValueError as error:
+        about = record["report"]
+        ours = record["settings"] == _settings(job) and about["dataset"]["hash"] == data["dataset"]
+        if not (ours and _built(job) in (None, data["dataset"])):
+            return None
+        splits = {name: _split(record, data["targets"][name], places) for name, places in record["places"].items()}
+        ranks, order = RankFile(splits, "", data["dataset"]), tuple(stages(job.config))
+        return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], order, record["forgetting"])
+    except (KeyError, ValueError) as error:
         raise UserError(f"{url} or {data_url} is damaged ({error}): remove it, and do the run again") from None
-    about = record["report"]
-    ranks = RankFile(splits, "", about["dataset"]["hash"])
-    order = tuple(stages(job.config))
-    return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], order, record["forgetting"])
 
 
 def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
@@ -112,10 +105,10 @@ def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
     found = []
     for dataset in comparison.datasets:
         own = [job for job in jobs if job.dataset == dataset]
-        runs = {job.name: read_record(comparison, job) for job in own if is_recorded(comparison, job)}
+        runs = [(job.method, run) for job in own if (run := read_record(comparison, job)) is not None]
         methods = []
         for name, section in comparison.methods.items():
-            mine = tuple(runs[job.name] for job in own if job.method == name and job.name in runs)
+            mine = tuple(run for method, run in runs if method == name)
             methods.append(MethodResult(name, section.role, mine, len(comparison.seeds)))
         cold = _one(dataset, {job.config.evaluation.cold_max_frequency for job in own})
         spent = storage.read_json(_data_url(comparison, own[0]))["timings"] if runs else {}
@@ -158,17 +151,20 @@ def _data_url(comparison: Comparison, job: Job) -> str:
     return f"{comparison.results}/{job.dataset}/data.json"
 
 
+def _split(record: Record, targets: dict[str, str], places: str) -> SplitRanks:
+    found, frequency, bins = (_column(text) for text in (places, targets["frequency"], targets["bins"]))
+    if not len(found) == len(frequency) == len(bins):
+        raise ValueError(f"{len(found)} places of {len(frequency)} users")
+    ranks = np.where(found > 0, found, MOST).astype(np.int32)
+    return SplitRanks({record["scorer"]: ranks}, frequency, bins)
+
+
 def _text(column: Ints) -> str:
-    return base64.b64encode(zlib.compress(column.astype(np.uint8).tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(column.astype("<i4").tobytes(), 9)).decode()
 
 
 def _column(text: str) -> Ints:
     try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).astype(np.int32)
+        return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4")
     except zlib.error as error:
         raise ValueError(str(error)) from None
-
-
-def _ranks(places: str) -> Ints:
-    found = _column(places)
-    return np.where(found > 0, found, MOST).astype(np.int32)

@@ -97,7 +97,7 @@ class DatasetResult:
 
     def best_baseline(self, split: str) -> MethodResult | None:
         """The baseline with the highest hr@10 on the split, the first of equals; None where none has a run."""
-        found = [method for method in self.methods if method.role == "baseline" and method.runs]
+        found = [method for method in self.ran if method.role == "baseline"]
         key = {method.name: float(np.mean(method.means(split, "hr@10", everyone))) for method in found}
         return max(found, key=lambda method: key[method.name], default=None)
 

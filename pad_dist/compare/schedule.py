@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def run_all(
         SystemExit: with STOPPED_STATUS, after a signal.
     """
     waiting, running, failed = list(jobs), list[_Running](), list[Job]()
-    with signals() as received:
+    with signals() as received, _none_left(running):
         passed_on = 0
         while running or (waiting and not received):
             for one in [one for one in running if one.process.poll() is not None]:
@@ -74,6 +75,18 @@ def run_all(
             print_stopped()
             sys.exit(STOPPED_STATUS)
     return failed
+
+
+@contextmanager
+def _none_left(running: list[_Running]) -> Iterator[None]:
+    """Where `done` fails, no run goes on without its scheduler."""
+    try:
+        yield
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
 
 
 def _ready(waiting: Sequence[tuple[Job, Stages]], running: Sequence[_Running]) -> int | None:

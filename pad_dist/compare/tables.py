@@ -63,7 +63,7 @@ def gains_table(result: DatasetResult, others: Sequence[MethodResult]) -> list[s
             for metric in METRICS:
                 found = result.against(other, metric, part)
                 if found is None:
-                    rows.append([other.name, where, metric, *"----"])
+                    rows.append([other.name, where, metric, *["-"] * 4])
                     continue
                 relative = "-" if found.relative is None else f"{found.relative:+.2%}"
                 interval = f"{found.low:+.4f} to {found.high:+.4f}"

@@ -47,18 +47,18 @@ def finished(seed: int, dataset: str = HASH) -> RunResult:
     return RunResult(seed, RankFile(splits, "m", dataset), "id", report, {"pretrain": 3.5}, ("pretrain",), None)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_record_gives_every_users_metrics_and_the_class_of_every_target(tmp_path: Path, seed: int) -> None:
-    this, run = job(tmp_path, seed=1), finished(seed)
+@pytest.mark.parametrize(("seed", "cold"), [(0, 5), (1, 0), (2, 400)])
+def test_a_record_gives_every_users_metrics_and_the_class_of_every_target(tmp_path: Path, seed: int, cold: int) -> None:
+    this, run = job(tmp_path, seed=1, evaluation={"cold_max_frequency": cold}), finished(seed)
     write_record(comparison(tmp_path), this, run)
-    assert is_recorded(comparison(tmp_path), this)
     read = read_record(comparison(tmp_path), this)
+    assert read is not None
     for split, before in run.ranks.splits.items():
         after = read.ranks.splits[split]
         for metric in ("hr@10", "ndcg@10"):
             assert (read.per_user(split, metric) == run.per_user(split, metric)).all()
         assert (after.bins == before.bins).all() and list(after.ranks) == ["id"]
-        for low, high in ((0, 0), (1, 5), (6, 10**9)):
+        for low, high in ((0, 0), (1, cold), (cold + 1, 10**9)):
             assert (
                 ((after.frequency >= low) & (after.frequency <= high))
                 == ((before.frequency >= low) & (before.frequency <= high))
@@ -91,6 +91,11 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     write_record(here, this, finished(0))
     url = f"{here.results}/shop/mine/seed-1.json"
     record = storage.read_json(url)
-    storage.write_json(url, {**record, "places": {"test": record["places"]["test"][:-8]}})
-    with pytest.raises(UserError, match=r"seed-1.json.* is damaged .*: remove it"):
-        read_record(here, this)
+    whole = finished(0).ranks.splits["test"]
+    short = RankFile({"test": SplitRanks({"id": whole.ranks["id"][1:]}, whole.frequency, whole.bins)}, "m", HASH)
+    write_record(here, this, RunResult(**{**vars(finished(0)), "ranks": short}))
+    cut = {**record, "places": {"test": record["places"]["test"][:-8]}}
+    for damaged in (storage.read_json(url), cut, {"settings": record["settings"]}):
+        storage.write_json(url, damaged)
+        with pytest.raises(UserError, match=r"seed-1.json.* is damaged .*: remove it"):
+            read_record(here, this)

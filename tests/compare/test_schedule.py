@@ -19,6 +19,7 @@ from pad_dist.compare.jobs import Job
 from pad_dist.compare.schedule import run_all
 from pad_dist.config import Config
 from pad_dist.entry import STOPPED_STATUS
+from pad_dist.errors import UserError
 
 PROGRAM = """
 import json, pathlib, sys, time
@@ -105,3 +106,13 @@ def test_a_signal_ends_the_runs_and_starts_no_other(tmp_path: Path, capfd: pytes
     assert said == ["d/a/seed-1: start"] and not (tmp_path / "b").exists()
     assert "stopped by a signal" in capfd.readouterr().err
     assert subprocess.run(["pgrep", "-f", f"{tmp_path}/a"], capture_output=True, check=False).returncode == 1
+
+
+def test_no_run_goes_on_where_its_neighbours_record_cannot_be_written(tmp_path: Path) -> None:
+    def full(job: Job) -> None:
+        raise UserError(f"{job.name}: no room")
+
+    jobs = [small(tmp_path, "a", {"pretrain": "p"}), small(tmp_path, "b", {str(k): "b" for k in range(200)})]
+    with pytest.raises(UserError, match="d/a/seed-1: no room"):
+        run_all(jobs, 2, lambda text: None, full)
+    assert subprocess.run(["pgrep", "-f", f"{tmp_path}/b"], capture_output=True, check=False).returncode == 1
