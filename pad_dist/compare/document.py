@@ -37,7 +37,8 @@ GAINS = """\
 ### {ours} against the others
 
 Best baseline by validation hr@10: {valid}; on test hr@10 it is {test}. Paired bootstrap over the {users} test users,
-{cold} of them with a cold target, seeds averaged per user first, {resamples:,} resamples, two-sided p.
+{cold} of them with a cold target: the seeds that both methods ran, averaged per user first, {resamples:,} resamples,
+two-sided p.
 """
 FORGETTING = """\
 ### Forgetting

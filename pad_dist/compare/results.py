@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,10 @@ class MethodResult:
         masks = [part(run.ranks.splits[split]) for run in self.runs]
         return [float(r.per_user(split, metric)[m].mean()) for r, m in zip(self.runs, masks, strict=True) if m.any()]
 
+    def of_seeds(self, seeds: Collection[int]) -> MethodResult:
+        """The method with its runs of these seeds alone."""
+        return replace(self, runs=tuple(run for run in self.runs if run.seed in seeds))
+
     def every_user(self, split: str, metric: str, part: Slice) -> Values:
         """[seeds, users of the slice]."""
         return np.stack([run.per_user(split, metric)[part(run.ranks.splits[split])] for run in self.runs])
@@ -102,11 +106,17 @@ class DatasetResult:
         return max(found, key=lambda method: key[method.name], default=None)
 
     def against(self, other: MethodResult, metric: str, part: Slice) -> Paired | None:
-        """Ours minus another method on test, both of which ran; None where the slice has no user."""
-        ours = self.our_method
-        if not part(ours.runs[0].ranks.splits["test"]).any():
+        """Ours minus another method on test, over the seeds that both ran; None where the slice has no user, or no seed
+        is common."""
+        seeds = self.common_seeds(other)
+        ours, theirs = self.our_method.of_seeds(seeds), other.of_seeds(seeds)
+        if not seeds or not part(ours.runs[0].ranks.splits["test"]).any():
             return None
-        return paired_bootstrap(ours.every_user("test", metric, part), other.every_user("test", metric, part))
+        return paired_bootstrap(ours.every_user("test", metric, part), theirs.every_user("test", metric, part))
+
+    def common_seeds(self, other: MethodResult) -> set[int]:
+        """Of which both our method and the other have a finished run."""
+        return {run.seed for run in self.our_method.runs} & {run.seed for run in other.runs}
 
 
 def read_run(job: Job) -> RunResult:

@@ -55,22 +55,22 @@ def frequency_table(result: DatasetResult, metric: str) -> list[str]:
 
 
 def gains_table(result: DatasetResult, others: Sequence[MethodResult]) -> list[str]:
-    """Ours against the other methods that have runs, on the same test users: all, cold and popular."""
+    """Ours against the other methods that have runs, on the same test users and seeds: all, cold and popular."""
     parts = (("all", everyone), ("cold", seen(0, result.cold)), ("popular", seen(result.cold + 1, None)))
     rows = []
     for other in (method for method in others if method.runs):
+        seeds = str(len(result.common_seeds(other)))
         for where, part in parts:
             for metric in METRICS:
                 found = result.against(other, metric, part)
                 if found is None:
-                    rows.append([other.name, where, metric, *["-"] * 4])
+                    rows.append([other.name, seeds, where, metric, *["-"] * 4])
                     continue
                 relative = "-" if found.relative is None else f"{found.relative:+.2%}"
                 interval = f"{found.low:+.4f} to {found.high:+.4f}"
-                rows.append(
-                    [other.name, where, metric, f"{found.difference:+.4f}", relative, interval, f"{found.p:.4f}"]
-                )
-    return table(["against", "targets", "metric", "difference", "relative", "95 % interval", "p"], rows)
+                gain = f"{found.difference:+.4f}"
+                rows.append([other.name, seeds, where, metric, gain, relative, interval, f"{found.p:.4f}"])
+    return table(["against", "seeds", "targets", "metric", "difference", "relative", "95 % interval", "p"], rows)
 
 
 def forgetting_table(result: DatasetResult) -> list[str]:

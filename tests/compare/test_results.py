@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,22 @@ def test_the_best_baseline_is_chosen_on_validation_and_the_best_on_test_is_anoth
 
 def test_gains_are_paired_over_users(result: DatasetResult) -> None:
     rows = gains_table(result, [result.methods[1], result.methods[4]])
-    difference, relative, interval, p = cells(rows, "steady")[3:]
+    seeds, _, _, difference, relative, interval, p = cells(rows, "steady")[1:]
     ours, other = (np.mean(m.means("test", "hr@10", lambda s: np.ones(USERS, bool))) for m in result.methods[:2])
     assert difference == f"{ours - other:+.4f}" and relative == f"{ours / other - 1:+.2%}"
     low, high = (float(value) for value in interval.split(" to "))
-    assert low < ours - other < high and low > 0 and p == "0.0001"
+    assert low < ours - other < high and low > 0 and p == "0.0001" and seeds == "3"
     assert {line.split()[1] for line in rows[2:-1]} == {"steady"}
+
+
+def test_a_method_with_fewer_runs_is_compared_on_its_own_seeds(result: DatasetResult) -> None:
+    ours, lucky = result.our_method, result.methods[2]
+    first_two = np.mean([ours.runs[seed].per_user("test", "hr@10") for seed in (0, 1)])
+    other = np.mean([run.per_user("test", "hr@10") for run in lucky.runs])
+    assert cells(gains_table(result, [lucky]), "lucky")[1:5] == ["2", "all", "hr@10", f"{first_two - other:+.4f}"]
+
+    apart = replace(lucky, runs=(run(9, 0.2, 0.45),))
+    assert cells(gains_table(result, [apart]), "lucky")[1:] == ["0", "all", "hr@10", *["-"] * 4]
 
 
 def test_frequencies_split_the_users_and_an_empty_bin_is_no_missing_run(result: DatasetResult) -> None:
