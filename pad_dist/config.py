@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from pad_dist.config_data import DataConfig, InputFormat, ReduceConfig, Section, SplitConfig, TextConfig
-from pad_dist.config_model import CaserConfig, HashedConfig, ModelConfig, SparseConfig
+from pad_dist.config_model import CaserConfig, HashedConfig, ModelConfig, NeighboursConfig, SparseConfig
 from pad_dist.config_stages import (
     AlignConfig,
     CtrlConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "LossConfig",
     "MethodName",
     "ModelConfig",
+    "NeighboursConfig",
     "ReduceConfig",
     "RlmrecConConfig",
     "RlmrecGenConfig",

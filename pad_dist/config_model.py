@@ -20,6 +20,15 @@ class CaserConfig(Section):
     """Filters across the window, in each dimension alike."""
 
 
+class NeighboursConfig(Section):
+    """The expert that scores an item by the cosines of its text with those of the user's last items."""
+
+    decay: float = Field(0.9, gt=0, le=1)
+    """Weight of an item's cosine against that of the item after it in the history; 1: all count alike."""
+    temperature: float = Field(0.2, gt=0)
+    """Divides the sum of cosines."""
+
+
 class ModelConfig(Section):
     """Backbone, projector and fusion (METHOD, backbone and text)."""
 
@@ -39,6 +48,7 @@ class ModelConfig(Section):
     positions: Literal["end", "none"] = "none"
     """`end`: learned positions aligned at the last item; `none`: order from the causal mask alone (sasrec, ligr)."""
     caser: CaserConfig = CaserConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
     projector_layers: int = Field(1, ge=1)
     """Hidden Linear(d, d) layers after Linear(text_dim, d)."""
     projector_activation: bool = False

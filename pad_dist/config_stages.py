@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pad_dist.config_data import Section
 
-ExpertName = Literal["id", "aligned", "text"]
+ExpertName = Literal["id", "aligned", "text", "neighbours"]
 StageName = Literal["pretrain", "pretrain_text", "align", "disentangle"]
 MethodName = Literal["id", "text", "whitenrec", "llm_init", "clip", "ctrl", "rlmrec_con", "rlmrec_gen", "pad"]
 KernelName = Literal["gaussian_mixture", "gaussian", "laplace", "linear", "cosine"]
@@ -65,7 +65,8 @@ class DisentangleConfig(StageConfig):
     """Stage 3: frequency-gated mixture of experts."""
 
     experts: tuple[ExpertName, ...] = Field(("id", "aligned", "text"), min_length=2)
-    """Which are mixed: two, or the paper's three."""
+    """Which are mixed: the paper's three, or two of them, or with `neighbours`, which scores an item by how near its
+    text is to those of the user's last items (see `model.neighbours`) and learns nothing."""
     gate: Literal["frequency", "smooth", "none"] = "frequency"
     """What weighs the experts, by weights that are learned. `frequency`: the item's frequency bin (the paper's).
     `smooth`: the item's frequency itself, by which it also lifts the scores of rare items. `none`: all count alike."""
@@ -100,17 +101,24 @@ class DisentangleConfig(StageConfig):
             raise ValueError(f"trained_text=true, but text is not one of experts={list(self.experts)}")
         if not set(self.freeze) <= set(self.experts):
             raise ValueError(f"freeze={list(self.freeze)} must be some of experts={list(self.experts)}")
+        if "neighbours" in self.freeze:
+            raise ValueError("neighbours has no weights to freeze: leave it out of freeze")
         untrained = "text" in self.experts and not self.trained_text
-        if set(self.freeze) == set(self.experts) and (self.gate == "none" or untrained):
+        if not self.trained and (self.gate == "none" or untrained):
             raise ValueError(
-                f"freeze={list(self.freeze)} is all of the experts, which leaves the gate to learn: that needs "
-                "gate=frequency, and trained_text=true for the text expert"
+                f"freeze={list(self.freeze)} is all of the experts that learn, which leaves the gate to learn: that "
+                "needs gate=frequency, and trained_text=true for the text expert"
             )
         if self.rare_power and self.loss != "ndcg":
             raise ValueError(f"rare_power={self.rare_power:g} belongs to loss=ndcg: set that, or leave it 0")
-        if self.targets == "valid" and set(self.freeze) != set(self.experts):
-            raise ValueError(f"targets=valid is for the gate alone: set freeze={list(self.experts)}")
+        if self.targets == "valid" and self.trained:
+            raise ValueError(f"targets=valid is for the gate alone: set freeze={[*self.freeze, *self.trained]}")
         return self
+
+    @property
+    def trained(self) -> tuple[ExpertName, ...]:
+        """The experts that learn in this stage."""
+        return tuple(name for name in self.experts if name not in (*self.freeze, "neighbours"))
 
 
 class CtrlConfig(Section):

@@ -36,13 +36,18 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ({"align": {"gamma": float("inf")}}, "align.gamma: Input should be a finite number"),
         (
             {"disentangle": {"freeze": ["id", "aligned", "text"]}},
-            "is all of the experts, which leaves the gate to learn",
+            "is all of the experts that learn, which leaves the gate to learn",
         ),
         (
             {"disentangle": {"freeze": ["id", "aligned", "text"], "trained_text": True, "gate": "none"}},
             "that needs gate=frequency, and trained_text=true for the text expert",
         ),
         ({"disentangle": {"trained_text": True, "experts": ["id", "aligned"]}}, "but text is not one of experts"),
+        ({"disentangle": {"freeze": ["neighbours"]}}, "freeze=['neighbours'] must be some of experts="),
+        (
+            {"disentangle": {"experts": ["text", "neighbours"], "freeze": ["neighbours"]}},
+            "neighbours has no weights to freeze: leave it out of freeze",
+        ),
         ({"disentangle": {"targets": "valid"}}, "targets=valid is for the gate alone: set freeze="),
         (
             {"disentangle": {"mix": "log_probabilities"}, "training": {"loss": {"kind": "bce"}}},

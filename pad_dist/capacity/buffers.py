@@ -52,22 +52,28 @@ def _start(config: Config, stage: StageName, data: DataSize, device: Device, row
 def _step(config: Config, stage: StageName, data: DataSize, world_size: int, step: StepSize) -> list[Line]:
     model, made_of = config.model, parts(config, stage)
     width = 2 if config.training.precision == "bf16" else 4
-    experts = len(made_of.experts)
+    encoders = sum(name != "neighbours" for name in made_of.experts)
+    width_of_experts = _width_of_experts(config, stage, data)
     # Of each table: rows sent, received, put in order, cast, and the gradients on the same way back.
     lookups = len(made_of.tables) * step.unique * model.dim * 4 * 6
     if made_of.has_text:
         lookups += step.unique * data.text_dim * (2 * 2 + 4 * 3)
     # Of a position in a block: inputs and outputs of norms, projections, attention, feed-forward and dropouts.
     per_position = 30 * model.dim + 3 * model.heads * model.max_length
-    encoder = experts * step.positions * width * (4 * model.dim + model.blocks * per_position)
-    projected = sum(name != "id" for name in made_of.experts) * step.unique * model.dim * width
+    encoder = encoders * step.positions * width * (4 * model.dim + model.blocks * per_position)
+    if "neighbours" in made_of.experts:
+        # As they come, in a grid, summed there, cut out of it; and the unit vectors of the items.
+        encoder += (4 * step.positions + step.unique) * data.text_dim * width
+    projected = sum(name in ("aligned", "text") for name in made_of.experts) * step.unique * model.dim * width
     projector = projected * 3 * (1 + model.projector_layers)
     if made_of.head:
         # Its input, what lies between its two layers, and its output, of every item or position.
         rows = step.unique if made_of.head == "rlmrec_con" else step.positions
         projector += rows * width * 2 * (data.text_dim + model.dim)
-    scored = 1 + (experts if stage == "disentangle" and config.disentangle.expert_loss else 0)
-    own_vectors = step.positions * model.dim * experts * 4 * 3
+    scored = 1
+    if stage == "disentangle" and config.disentangle.expert_loss:
+        scored += len(config.disentangle.trained)
+    own_vectors = step.positions * width_of_experts * 4 * 3
     lines = [
         Line("looked-up rows and gradients", lookups),
         Line("activations", encoder + projector),
@@ -80,6 +86,12 @@ def _step(config: Config, stage: StageName, data: DataSize, world_size: int, ste
         size = world_size * samples * (2 * (2 * dim + 1) + 4 * dim) * 4
         lines.append(Line("samples of all ranks, aligned", size))
     return lines
+
+
+def _width_of_experts(config: Config, stage: StageName, data: DataSize) -> int:
+    """Columns of the vectors of all experts side by side."""
+    widths = {"neighbours": data.text_dim}
+    return sum(widths.get(name, config.model.dim) for name in parts(config, stage).experts)
 
 
 def _logits(config: Config, step: StepSize) -> int:
@@ -102,14 +114,14 @@ def _whole_logits(config: Config, stage: StageName, step: StepSize) -> int:
         return 0
     logits = (step.sequences if settings.targets == "valid" else step.positions) * step.negatives
     # Where experts learn, what each of them made of its logits is kept.
-    kept = 1 if set(settings.freeze) == set(settings.experts) else len(settings.experts)
+    kept = len(settings.experts) if settings.trained else 1
     partitions = kept * logits * (3 * 4 + 1) if settings.mix == "log_probabilities" else 0
     return partitions + (logits * (4 * 4 + 1) if settings.loss == "ndcg" else 0)
 
 
 def _evaluation(config: Config, stage: StageName, data: DataSize, rows: int) -> list[Line]:
     made_of = parts(config, stage)
-    of_user = config.model.dim * len(made_of.experts) * 4
+    of_user = _width_of_experts(config, stage, data) * 4
     # A mixture of log-probabilities is weighed beside the experts' own vectors.
     width = of_user * (2 if made_of.log_mix else 1)
     block = min(rows, max(1, VECTOR_BYTES // width))

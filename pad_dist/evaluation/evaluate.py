@@ -95,9 +95,11 @@ def evaluate(
         users = users if order is None else reordered(users, order)
         seen, bin_of = lookup_columns(users.targets, (frequency, bins.local[:, 0]), bins.start, ranks.group).unbind(1)
         constant = torch.ones(len(seen), 1, dtype=torch.float64, device=ranks.device)
-        queries = {n: constant if n == "popularity" else _expert_part(pad, n, users.vectors) for n in scorers}
+        alone = pad.own_columns(users.vectors)
+        queries = {n: alone[n] for n in scorers if n in alone}
+        if "popularity" in scorers:
+            queries["popularity"] = constant
         if "mixture" in scorers:
-            alone = {str(name): _expert_part(pad, name, users.vectors) for name in pad.names}
             partitions = log_partitions(alone, candidates, ranks.group) if pad.log_mix else None
             queries["mixture"] = mixture_users(users.vectors, partitions, pad.lifts)
         found = rank_targets(queries, users, candidates, ranks.group)
@@ -141,13 +143,12 @@ def _user_groups(system: System, pad: Pad, split: Split, least_bytes: int) -> It
 def _candidates(system: System, pad: Pad, scorers: Sequence[str], frequency: Tensor) -> Candidates:
     """This rank's items in use, in the fewest blocks that VECTOR_BYTES allows. Collective."""
     ranks, bins = system.ranks, system.bins.local[:, 0]
-    dim, dtype = system.config.model.dim, next(pad.parameters()).dtype
-    mixed = len(pad.names) * dim + pad.extra_columns
+    dtype = next(pad.parameters()).dtype
+    widths = {str(name): pad.expert(name).dim for name in pad.names}
+    widths["mixture"] = sum(widths.values()) + pad.extra_columns
     if "mixture" in scorers and pad.log_mix:
         scorers = [*dict.fromkeys([*scorers, *pad.names])]  # what the mixture's log-partitions are taken of
-    shapes = {name: (mixed if name == "mixture" else dim, dtype) for name in scorers}
-    if "popularity" in scorers:
-        shapes["popularity"] = (1, torch.float64)
+    shapes = {name: (1, torch.float64) if name == "popularity" else (widths[name], dtype) for name in scorers}
     # Of the longest range of rows: every rank has as many blocks, and looks up as often in each.
     _, longest = row_range(system.dataset.items + 1, 0, ranks.world_size)
     most = max(1, VECTOR_BYTES // sum(columns * kind.itemsize for columns, kind in shapes.values()))
@@ -168,20 +169,13 @@ def _candidates(system: System, pad: Pad, scorers: Sequence[str], frequency: Ten
             ranks.proceed("looks up the catalogue")
             part = slice(offset, min(offset + LOOKUP_ROWS, len(items)))
             looked_up = system.rows(items[part])
-            alone = pad.catalogue(looked_up, gated=False)
+            found = pad.own_columns(pad.catalogue(looked_up, gated=False))
+            if "popularity" in scorers:
+                found["popularity"] = frequency[own[part].to(frequency.device), None]
+            if "mixture" in scorers:
+                found["mixture"] = pad.catalogue(looked_up)
             for name in scorers:
-                if name == "popularity":
-                    found = frequency[own[part].to(frequency.device), None]
-                else:
-                    found = pad.catalogue(looked_up) if name == "mixture" else _expert_part(pad, name, alone)
-                vectors[name][part] = found
+                vectors[name][part] = found[name]
         return Block(items, vectors)
 
     return Candidates(blocks, read if blocks > 1 else cache(read))
-
-
-def _expert_part(pad: Pad, scorer: str, vectors: Tensor) -> Tensor:
-    """Columns of concatenated vectors [n, M*D] that a scorer uses: all for the mixture, else the expert's D."""
-    if scorer == "mixture":
-        return vectors
-    return vectors.chunk(len(pad.names), dim=1)[[str(name) for name in pad.names].index(scorer)]

@@ -26,7 +26,7 @@ class Users(NamedTuple):
     """Users to rank for, those of all ranks in rank order.
 
     Attributes:
-        vectors: [b, M*D], the experts' vectors side by side.
+        vectors: [b, C], the experts' vectors side by side.
         targets: [b] item_index of the held-out item, a candidate.
         history: [H] item_index of each user's earlier items, end to end.
         history_lengths: [b] earlier items per user.

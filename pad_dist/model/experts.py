@@ -1,4 +1,4 @@
-"""The three experts: an item vector and a sequence encoder each (METHOD, phases 1 to 3).
+"""The experts: an item vector and a sequence encoder each (METHOD, phases 1 to 3; the neighbours are ours).
 
 An item's vector is the same where the item is read and where it is predicted.
 """
@@ -6,28 +6,33 @@ An item's vector is the same where the item is read and where it is predicted.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Rows
 from pad_dist.model.encoder import build_encoder
 from pad_dist.model.projector import Projector
+from pad_dist.model.recency import RecencySum
 
 
 class Expert(nn.Module):
-    """An encoder and a way to make item vectors of looked-up rows."""
+    """An encoder and a way to make item vectors of looked-up rows, both `dim` wide."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, encoder: nn.Module, dim: int) -> None:
         super().__init__()
-        self.encoder = build_encoder(config)
+        self.encoder, self.dim = encoder, dim
 
     def item_vectors(self, rows: Rows) -> Tensor:
-        """[U, D] vectors of the items whose rows were looked up."""
+        """[U, dim] vectors of the items whose rows were looked up."""
         raise NotImplementedError
 
 
 class IdExpert(Expert):
     """Item vector = row of the ID table."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(build_encoder(config), config.dim)
 
     def item_vectors(self, rows: Rows) -> Tensor:
         """[U, D] from `rows["id"]`."""
@@ -38,7 +43,7 @@ class TextExpert(Expert):
     """Item vector = projected text."""
 
     def __init__(self, config: ModelConfig, text_dim: int) -> None:
-        super().__init__(config)
+        super().__init__(build_encoder(config), config.dim)
         self.projector = Projector(config, text_dim)
 
     def item_vectors(self, rows: Rows) -> Tensor:
@@ -51,7 +56,7 @@ class AlignedExpert(Expert):
     """Item vector = fusion of a row of the aligned table with projected text."""
 
     def __init__(self, config: ModelConfig, text_dim: int) -> None:
-        super().__init__(config)
+        super().__init__(build_encoder(config), config.dim)
         self.projector = Projector(config, text_dim)
         self.row_dropout = config.row_dropout
         self.fusion = (
@@ -78,8 +83,20 @@ class AlignedExpert(Expert):
         return self.fuse(*self.sides(rows))
 
 
+class NeighboursExpert(Expert):
+    """Item vector = its text at length 1, user vector = sum of the last items': nothing is learned."""
+
+    def __init__(self, config: ModelConfig, text_dim: int) -> None:
+        super().__init__(RecencySum(config.neighbours, config.max_length), text_dim)
+
+    def item_vectors(self, rows: Rows) -> Tensor:
+        """[U, text_dim] from `rows["text"]`; zeros for an item without a text."""
+        return F.normalize(rows["text"], dim=1)
+
+
 def build_expert(name: ExpertName, config: ModelConfig, text_dim: int) -> Expert:
     """The expert of that name; `text_dim` is the width of the text embeddings."""
     if name == "id":
         return IdExpert(config)
-    return AlignedExpert(config, text_dim) if name == "aligned" else TextExpert(config, text_dim)
+    of_texts = {"aligned": AlignedExpert, "text": TextExpert, "neighbours": NeighboursExpert}
+    return of_texts[name](config, text_dim)

@@ -20,6 +20,7 @@ _FIRST_AND_LAST_LOGIT: dict[ExpertName, tuple[float, float]] = {
     "id": (1.0, 0.0),
     "aligned": (-4.0, -5.0),
     "text": (0.0, 1.0),
+    "neighbours": (0.0, 1.0),  # ours, as for the text
 }
 
 

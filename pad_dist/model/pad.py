@@ -1,4 +1,4 @@
-"""PAD's dense part: any of the three experts, and the gate where several are mixed (METHOD, phase 3)."""
+"""PAD's dense part: any of the experts, and the gate where several are mixed (METHOD, phase 3)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pad_dist.model.experts import AlignedExpert, Expert, build_expert
 from pad_dist.model.gate import Gate, GateName, SmoothGate
 from pad_dist.model.heads import Head, HeadName
 
-EXPERTS: tuple[ExpertName, ...] = ("id", "aligned", "text")
+EXPERTS: tuple[ExpertName, ...] = ("id", "aligned", "text", "neighbours")
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one batch becomes; M experts in the order id, aligned, text.
+    """What one batch becomes; M experts in the order of `EXPERTS`, all together C columns wide.
 
     Attributes:
-        users: per expert [P, D], the user vector at each position.
+        users: per expert [P, D], the user vector at each position; D is the expert's own.
         items: per expert [U, D], the vector of each unique item.
         projected: [U, D] projected text t of the aligned expert, if it is there.
         anchored: [U, D] aligned-table rows e, likewise.
@@ -39,7 +39,7 @@ class Output:
     lift: Tensor | None = None
 
     def mixture(self, log_partitions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Users [P, M*D] and items [U, M*D] whose inner product is the mixture's score.
+        """Users [P, C] and items [U, C] whose inner product is the mixture's score.
 
         sum_m g_m <u_m, v_m> = <[u_1 ; u_2 ; u_3], [g_1 v_1 ; g_2 v_2 ; g_3 v_3]>; a single
         expert's weight is 1. With `log_partitions` [P, M] what is weighed is <u_m, v_m> less
@@ -53,7 +53,7 @@ class Pad(nn.Module):
     """The dense module of a stage. The ID tables live outside and arrive as `Rows`.
 
     Args:
-        experts: any of id, aligned, text; kept in that order.
+        experts: any of `EXPERTS`; kept in that order.
         config: width, depth and forms.
         text_dim: width of the text embeddings; unused by the ID expert.
         gate: what weighs several experts; None: all count alike.
@@ -114,7 +114,7 @@ class Pad(nn.Module):
             rows: those of the contexts' unique items.
 
         Returns:
-            [B, M*D]; expert m's own vector is the m-th block of D columns.
+            [B, C]; `own_columns` has each expert's.
         """
         rows = self._cast(rows)
         last = lengths.cumsum(0) - 1
@@ -126,14 +126,19 @@ class Pad(nn.Module):
         return torch.cat(users, dim=1)
 
     def catalogue(self, rows: Rows, gated: bool = True) -> Tensor:
-        """Item vectors [n, M*D] to rank with `encode`'s user vectors.
+        """Item vectors [n, C] to rank with `encode`'s user vectors.
 
-        With `gated=False` the m-th block of D columns ranks for expert m alone. Else there are the `extra_columns` of
+        With `gated=False` the `own_columns` of an expert rank for it alone. Else there are the `extra_columns` of
         `mixture_users`.
         """
         rows = self._cast(rows)
         vectors = [self.expert(name).item_vectors(rows) for name in self.names]
         return _mix(vectors, *self._gate(rows), self.log_mix) if gated else _mix(vectors, None, None)
+
+    def own_columns(self, vectors: Tensor) -> dict[str, Tensor]:
+        """[n, C] vectors, experts side by side -> each expert's [n, its D]."""
+        widths = [self.expert(name).dim for name in self.names]
+        return dict(zip(self.names, vectors.split(widths, dim=1), strict=True))
 
     @property
     def lifts(self) -> bool:
@@ -170,7 +175,7 @@ def _cut_padding(name: str, row: Tensor, items: Tensor) -> Tensor:
 
 
 def mixture_users(users: Tensor, log_partitions: Tensor | None, lifts: bool) -> Tensor:
-    """Users [n, M*D], and log-partitions [n, M] where log-probabilities are weighed -> [n, M*D + extra_columns].
+    """Users [n, C], and log-partitions [n, M] where log-probabilities are weighed -> [n, C + extra_columns].
 
     sum_m g_m (<u_m, v_m> - z_m) + b = <[u_1 ; ... ; u_M ; -z ; 1], [g_1 v_1 ; ... ; g_M v_M ; g ; b]>: one inner
     product still. `lifts`: whether there is a b.

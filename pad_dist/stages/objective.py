@@ -88,10 +88,9 @@ class StageObjective(nn.Module):
         else:
             loss = self._recommend(*mixture, batch, expected)
         if settings.expert_loss:
-            for name in output.users:
-                if name not in self._frozen:
-                    own = self._recommend(output.users[name], output.items[name], batch, expected)
-                    loss = loss + settings.expert_loss * own
+            for name in settings.trained:
+                own = self._recommend(output.users[name], output.items[name], batch, expected)
+                loss = loss + settings.expert_loss * own
         return loss
 
     def _log_partitions(self, output: Output, batch: Batch, expected: Tensor | None) -> Tensor | None:

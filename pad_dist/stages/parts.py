@@ -65,7 +65,7 @@ _ID = Parts(("id",), ("id",))
 _TEXT = Parts(("text",), ())
 _ALIGNED = Parts(("aligned",), ("aligned",), (("pretrain", "id", "aligned"),), beside="align")
 _MIXTURE = Parts(
-    ("id", "aligned", "text"),
+    ("id", "aligned", "text", "neighbours"),
     ("id", "aligned"),
     (("pretrain", "id", "id"), ("align", "aligned", "aligned"), ("pretrain_text", "text", "text")),
     gate="frequency",
@@ -291,7 +291,7 @@ def stage_settings(config: Config, stage: StageName) -> dict[str, Any]:
 
 def _unused(made_of: Parts) -> set[str]:
     """What of the model section no part of the stage reads."""
-    unused: set[str] = set()
+    unused: set[str] = set() if "neighbours" in made_of.experts else {"neighbours"}
     if "aligned" not in made_of.experts:
         unused |= {"fusion", "row_dropout"}
     if not {"aligned", "text"} & {*made_of.experts}:

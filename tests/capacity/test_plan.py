@@ -123,6 +123,19 @@ def test_two_experts_take_less_than_three() -> None:
     assert everything == 2 * dense_parameters(config(), "align", 384)[0]  # and no gate
 
 
+def test_the_expert_of_neighbours_takes_vectors_of_the_texts_width_and_no_weights() -> None:
+    four = {"experts": ["id", "aligned", "text", "neighbours"], "gate": "none"}
+    three = {"experts": ["id", "aligned", "text"], "gate": "none"}
+    more, found = (
+        lines(plan_stage(config(disentangle=experts), "disentangle", DATA, GPU, 2)) for experts in (four, three)
+    )
+    assert {name for name in more if more[name] != found[name]} == {
+        *("activations", "logits", "item vectors", "looked-up rows", "users")
+    }
+    positions = step_size(config(), DATA.items, 2).positions
+    assert more["logits"] - found["logits"] == positions * DATA.text_dim * 4 * 3
+
+
 def test_a_stage_without_id_tables_holds_texts_alone() -> None:
     for backend in ("torchrec", "torch"):
         chosen = config(method="text", sparse={"backend": backend, "hashed": {"rows": 1 << 14}})

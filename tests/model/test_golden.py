@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pad_dist.config import ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
-from pad_dist.model.pad import EXPERTS, Output, Pad
+from pad_dist.model.pad import Output, Pad
 from pad_dist.objectives.mk_mmd import mk_mmd
 from pad_dist.objectives.recommendation import bce_sum
 
@@ -23,6 +23,7 @@ CONFIG = ModelConfig(
     gate_init="ramps",
 )  # fmt: skip
 GAMMA = 0.2
+THREE: tuple[ExpertName, ...] = ("id", "aligned", "text")
 TABLES = {"id": "id_embedding.weight", "aligned": "other_embedding.weight"}
 RENAMES = {
     "user_encoder.transformer_encoder": "experts.id.encoder",
@@ -108,7 +109,7 @@ class Golden:
 
 @pytest.fixture(params=["pretrain", "align", "disentangle"])
 def golden(request: pytest.FixtureRequest) -> Golden:
-    experts: dict[str, tuple[ExpertName, ...]] = {"pretrain": ("id",), "align": ("aligned",), "disentangle": EXPERTS}
+    experts: dict[str, tuple[ExpertName, ...]] = {"pretrain": ("id",), "align": ("aligned",), "disentangle": THREE}
     return Golden(request.param, experts[request.param])
 
 
@@ -160,7 +161,7 @@ def test_aligned_item_vectors() -> None:
 
 @torch.no_grad()
 def test_gate_weights() -> None:
-    golden = Golden("disentangle", EXPERTS)
+    golden = Golden("disentangle", THREE)
     assert golden.pad.gate
     weights = golden.pad.gate({"bin": golden.tensor("item_bin")})[0]
     for m, name in enumerate(("gate_id", "gate_aligned", "gate_text")):

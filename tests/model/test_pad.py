@@ -72,10 +72,11 @@ def test_evaluation_uses_the_vectors_of_training(names: tuple[ExpertName, ...], 
 @torch.no_grad()
 def test_ungated_blocks_are_the_experts_own_item_vectors() -> None:
     pad = make(*EXPERTS)
-    blocks = pad.catalogue(rows(), gated=False).split(CONFIG.dim, dim=1)
     output = pad(batch(), rows())
-    for block, name in zip(blocks, EXPERTS, strict=True):
-        torch.testing.assert_close(block, output.items[name])
+    own = pad.own_columns(pad.catalogue(rows(), gated=False))
+    assert list(own) == list(output.items) == list(EXPERTS)
+    for name in EXPERTS:
+        torch.testing.assert_close(own[name], output.items[name])
 
 
 def test_a_gate_weighs_several_experts() -> None:
@@ -93,7 +94,7 @@ def test_a_mixture_of_log_probabilities_takes_each_expert_s_partition_away() -> 
     pad.gate.log_scale.fill_(0.3)
     torch.nn.init.normal_(pad.gate.logits)
     output = pad(batch(), rows())
-    partitions = torch.randn(5, 3, dtype=torch.float64)
+    partitions = torch.randn(5, len(EXPERTS), dtype=torch.float64)
     users, items = output.mixture(partitions)
     assert output.gate is not None
     torch.testing.assert_close(output.gate.sum(1), torch.full((ITEMS,), 0.3, dtype=torch.float64).exp())
@@ -114,7 +115,7 @@ def test_a_smooth_gate_weighs_experts_by_the_item_s_frequency_and_lifts_rare_ite
     for parameter in gate.parameters():
         torch.nn.init.normal_(parameter)
     output = pad(batch(), rows())
-    partitions = torch.randn(5, 3, dtype=torch.float64) if log_mix else None
+    partitions = torch.randn(5, len(EXPERTS), dtype=torch.float64) if log_mix else None
     users, items = output.mixture(partitions)
     for item, frequency in enumerate(rows()["frequency"].tolist()):
         rarity = 1 / (1 + math.log(1 + frequency))
@@ -126,7 +127,8 @@ def test_a_smooth_gate_weighs_experts_by_the_item_s_frequency_and_lifts_rare_ite
     encoded = pad.encode(batch().inputs, batch().lengths, rows())
     again = mixture_users(encoded, None if partitions is None else partitions[[1, 4]], pad.lifts)
     torch.testing.assert_close(again, users[[1, 4]])
-    assert items.shape[1] == 3 * 8 + pad.extra_columns == 3 * 8 + 1 + 3 * log_mix
+    experts = 3 * CONFIG.dim + TEXT_DIM
+    assert items.shape[1] == experts + pad.extra_columns == experts + 1 + len(EXPERTS) * log_mix
 
 
 @torch.no_grad()

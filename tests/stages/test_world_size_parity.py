@@ -27,6 +27,8 @@ OTHERS = [
 """Each loss and each backbone once, and other parts."""
 ALL_FROZEN = "disentangle.trained_text=true disentangle.freeze=[id,aligned,text]"
 SMOOTH = "disentangle.gate=smooth disentangle.loss=ndcg disentangle.rare_power=0.5"
+LOG_MIX = "disentangle.mix=log_probabilities"
+FOUR = "disentangle.experts=[id,aligned,text,neighbours]"
 METHODS = [
     "0 fp32 method=id",
     "0 fp32 method=text training.loss.kind=gbce",
@@ -37,8 +39,8 @@ METHODS = [
     "1 fp32 method=rlmrec_con training.loss.kind=softmax",
     "3 fp32 method=rlmrec_gen model.backbone=ligr",
     f"1 fp32 {ALL_FROZEN} model.backbone=caser",
-    f"0 fp32 {ALL_FROZEN} {SMOOTH} disentangle.mix=log_probabilities disentangle.targets=valid text.transform=whiten",
-    "0 fp32 disentangle.mix=log_probabilities training.loss.kind=softmax",
+    f"0 fp32 {ALL_FROZEN} {FOUR} {SMOOTH} {LOG_MIX} disentangle.targets=valid text.transform=whiten",
+    f"0 fp32 {FOUR} {LOG_MIX} disentangle.expert_loss=0.5 training.loss.kind=softmax",
 ]
 
 
