@@ -23,9 +23,9 @@ class CaserConfig(Section):
 class NeighboursConfig(Section):
     """The expert that scores an item by the cosines of its text with those of the user's last items."""
 
-    decay: float = Field(0.9, gt=0, le=1)
+    decay: float = Field(0.8, gt=0, le=1)
     """Weight of an item's cosine against that of the item after it in the history; 1: all count alike."""
-    temperature: float = Field(0.2, gt=0)
+    temperature: float = Field(0.1, gt=0)
     """Divides the sum of cosines."""
 
 

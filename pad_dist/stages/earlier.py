@@ -12,7 +12,7 @@ from pad_dist.errors import UserError
 from pad_dist.stages.trained_on import Record, described, record
 from pad_dist.training.checkpoint import best_checkpoint, checkpoint_meta
 
-_NOT_SHAPE = {"dropout", "projector_dropout", "row_dropout", "gate_init"}
+_NOT_SHAPE = {"dropout", "projector_dropout", "row_dropout", "neighbours", "gate_init"}
 _NOT_VECTORS = {"batch_size", "rows_per_shard"}
 _NOT_PARTS = set(DisentangleConfig.model_fields) - {"experts", "gate", "mix"}
 _NOT_ROWS = set(SparseConfig.model_fields) - {"hashed"}
