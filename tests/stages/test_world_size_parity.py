@@ -40,7 +40,7 @@ METHODS = [
     "3 fp32 method=rlmrec_gen model.backbone=ligr",
     f"1 fp32 {ALL_FROZEN} model.backbone=caser",
     f"0 fp32 {ALL_FROZEN} {FOUR} {SMOOTH} {LOG_MIX} disentangle.targets=valid text.transform=whiten",
-    f"0 fp32 {FOUR} {LOG_MIX} disentangle.expert_loss=0.5 training.loss.kind=softmax",
+    f"0 fp32 {LOG_MIX} {FOUR} disentangle.expert_loss=0.5 training.loss.kind=softmax",
 ]
 
 
