@@ -122,6 +122,12 @@ def test_where_a_run_happens_and_what_it_prints_redo_nothing(folder: Path, overr
     assert stale(config(folder), config(folder, override)) == set()
 
 
+def test_settings_of_neighbours_redo_the_mixture_that_has_them_alone(folder: Path) -> None:
+    four = "disentangle.experts=[id,aligned,text,neighbours]"
+    assert stale(config(folder), config(folder, "model.neighbours.decay=0.5")) == set()
+    assert stale(config(folder, four), config(folder, four, "model.neighbours.decay=0.5")) == LAST
+
+
 def test_content_of_the_data_counts_and_its_place_does_not(folder: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "moved")
     assert stale(config(folder), config(folder, f"dataset={tmp_path}/moved")) == set()
