@@ -107,7 +107,7 @@ class DisentangleConfig(StageConfig):
         if not self.trained and (self.gate == "none" or untrained):
             raise ValueError(
                 f"freeze={list(self.freeze)} is all of the experts that learn, which leaves the gate to learn: that "
-                "needs gate=frequency, and trained_text=true for the text expert"
+                "needs gate=frequency or smooth, and trained_text=true for the text expert"
             )
         if self.rare_power and self.loss != "ndcg":
             raise ValueError(f"rare_power={self.rare_power:g} belongs to loss=ndcg: set that, or leave it 0")

@@ -40,7 +40,7 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ),
         (
             {"disentangle": {"freeze": ["id", "aligned", "text"], "trained_text": True, "gate": "none"}},
-            "that needs gate=frequency, and trained_text=true for the text expert",
+            "that needs gate=frequency or smooth, and trained_text=true for the text expert",
         ),
         ({"disentangle": {"trained_text": True, "experts": ["id", "aligned"]}}, "but text is not one of experts"),
         ({"disentangle": {"freeze": ["neighbours"]}}, "freeze=['neighbours'] must be some of experts="),

@@ -23,10 +23,8 @@ def test_a_score_is_the_decayed_sum_of_cosines_with_the_items_so_far(
     texts = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     items = expert.item_vectors({"text": texts})
     histories = [[3], [1, 5, 2, 8], [4, 4, 7]]
-    inputs, lengths = (
-        torch.tensor([*itertools.chain(*histories)]),
-        torch.tensor([len(history) for history in histories]),
-    )
+    inputs = torch.tensor([*itertools.chain(*histories)])
+    lengths = torch.tensor([len(history) for history in histories])
     scores = expert.encoder(items[inputs], lengths) @ items.T
     position = 0
     for history in histories:
