@@ -41,7 +41,7 @@ class AlignConfig(StageConfig):
     `infonce`: the two of one item, apart from those of all others in the batch, as in CLIP."""
     gamma: float = Field(0.2, ge=0)
     """Weight of the alignment; 0 leaves it out."""
-    mmd_item_share: float = Field(1.0, gt=0, le=1)
+    item_share: float = Field(1.0, gt=0, le=1)
     """Share of items, redrawn per step by hash, that enter the alignment; 1 is the paper's."""
     kernel: KernelName = "gaussian_mixture"
     """Of MK-MMD, m being the mean squared distance of all pairs. `gaussian_mixture`: exp(-|x - y|^2 / (2 a m)) summed

@@ -184,10 +184,10 @@ def test_a_config_survives_its_own_dump() -> None:
 
 
 def test_a_method_sets_its_keys_whatever_the_section_says() -> None:
-    align = {"gamma": 0.3, "kernel": "linear", "samples": "unique", "mmd_item_share": 0.5}
+    align = {"gamma": 0.3, "kernel": "linear", "samples": "unique", "item_share": 0.5}
     values = {"name": "x", "align": align, "text": {"transform": "none"}}
     clip = parse_config(values | {"method": "clip"}, "c")
-    assert (clip.align.alignment, clip.align.mmd_item_share, clip.align.gamma) == ("infonce", 0.5, 0.3)
+    assert (clip.align.alignment, clip.align.item_share, clip.align.gamma) == ("infonce", 0.5, 0.3)
     assert clip.text.transform == "none"
     whitened = parse_config(values | {"method": "whitenrec"}, "c")
     assert whitened.text.transform == "whiten" and whitened.align == parse_config(values, "c").align
@@ -237,4 +237,4 @@ def test_every_key_is_read_by_the_code() -> None:
     read = {*re.findall(r"\.(\w+)\b", code), *re.findall(r'"(\w+)"', code)}
     known = {key for file in SECTIONS for section in classes(file) for key in keys(section)}
     assert known - read == set()
-    assert "mmd_item_share" in known and "time_format" in known
+    assert "item_share" in known and "time_format" in known

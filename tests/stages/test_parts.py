@@ -74,7 +74,7 @@ def stale(before: Config, after: Config) -> set[str]:
         ("align.lr=0.5", ONCE_ALIGNED),
         ("align.sparse_lr=0.5", ONCE_ALIGNED),
         ("align.gamma=0.5", ONCE_ALIGNED),
-        ("align.mmd_item_share=0.5", ONCE_ALIGNED),
+        ("align.item_share=0.5", ONCE_ALIGNED),
         ("align.anchor=false", ONCE_ALIGNED),
         ("align.alignment=infonce", ONCE_ALIGNED),
         ("align.temperature=0.1", ONCE_ALIGNED),

@@ -36,7 +36,7 @@ def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> Non
     settings = {
         **tiny(tmp_path),
         "training": {"batch_size": 32, "loss": {"negatives": 100}},
-        "align": {"mmd_item_share": 0.3},
+        "align": {"item_share": 0.3},
     }
     (tmp_path / "tiny.yaml").write_text(json.dumps(settings))
     command = [sys.executable, str(Path(__file__).with_name("batches_worker.py")), "tiny.yaml", "shares.json"]

@@ -34,7 +34,7 @@ METHODS = [
     "0 fp32 method=text training.loss.kind=gbce",
     "2 fp32 method=whitenrec model.backbone=gru4rec",
     "0 fp32 method=llm_init model.dim=12 training.loss.kind=bce",
-    "0 fp32 method=clip align.mmd_item_share=0.5",
+    "0 fp32 method=clip align.item_share=0.5",
     "0 fp32 method=ctrl",
     "1 fp32 method=rlmrec_con training.loss.kind=softmax",
     "3 fp32 method=rlmrec_gen model.backbone=ligr",

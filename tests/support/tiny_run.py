@@ -21,6 +21,6 @@ RUN: dict[str, Any] = {
     "model": {"dim": 16, "max_length": 10},
     "training": {"batch_size": 32, "loss": {"negatives": 50}},
     "pretrain": {"epochs": 2},
-    "align": {"epochs": 1, "mmd_item_share": 0.5},
+    "align": {"epochs": 1, "item_share": 0.5},
     "disentangle": {"epochs": 1, "freeze": ["id", "aligned"], "expert_loss": 1.0},
 }
