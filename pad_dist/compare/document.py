@@ -10,7 +10,6 @@ from typing import Any
 from pad_dist.compare.config import Comparison
 from pad_dist.compare.results import DatasetResult, MethodResult, RunResult
 from pad_dist.compare.tables import (
-    MISSING,
     forgetting_table,
     frequency_table,
     gains_table,
@@ -23,11 +22,11 @@ from pad_dist.evaluation.significance import RESAMPLES
 INTRODUCTION = """\
 # Results
 
-Written by the command below from the records in {results}; a run that is not finished is shown as
-{missing}. A run that has a record is not done again: remove the record to repeat it. Every target is ranked among the
-whole catalogue, leave-one-out or by the data set's own split, earlier items of the user masked, ties counted against
-the target. Checkpoints are selected on validation hr@10. Cells are the mean ± standard deviation over the seeds
-{seeds}. Cold: the target was seen at most {cold} times in training; popular: more often.
+Written by the command below from the records in {results}; methods without a finished run are named as missing. A
+run that has a record is not done again: remove the record to repeat it. Every target is ranked among the whole
+catalogue, leave-one-out or by the data set's own split, earlier items of the user masked, ties counted against the
+target. Checkpoints are selected on validation hr@10. Cells are the mean ± standard deviation over the seeds {seeds}.
+Cold: the target was seen at most {cold} times in training; popular: more often.
 
 ```bash
 pad-dist compare --config {config}
@@ -60,7 +59,7 @@ def write_document(comparison: Comparison, config_path: str, results: Sequence[D
     """The whole document."""
     seeds = ", ".join(map(str, comparison.seeds))
     cold = " or ".join(dict.fromkeys(str(result.cold) for result in results))
-    about = {"results": comparison.results, "config": config_path, "missing": MISSING, "cold": cold, "seeds": seeds}
+    about = {"results": comparison.results, "config": config_path, "cold": cold, "seeds": seeds}
     lines = [INTRODUCTION.format(**about)]
     if comparison.readings:
         lines.append(Path(comparison.readings).read_text())
@@ -84,17 +83,19 @@ def _dataset(comparison: Comparison, result: DatasetResult) -> list[str]:
     given = f" with {', '.join(f'`{text}`' for text in section.overrides)}" if section.overrides else ""
     some = result.ran[0].runs[0] if result.ran else None
     lines = [f"## {result.name}\n", f"Config {section.config}{given}. {_counts(some)}\n"]
-    lines += methods_table(result)
-    lines += _gains(result, some)
     if some is None:
         return lines
+    lines += methods_table(result)
+    missing = [method.name for method in result.methods if not method.runs]
+    lines += [f"Missing: {', '.join(missing)}.\n"] if missing else []
+    lines += _gains(result, some)
     for metric in ("hr@10", "ndcg@10"):
         lines += [f"{metric} on test by frequency bin of the target, 1 (most popular) to 10, and by train frequency:\n"]
         lines += frequency_table(result, metric)
     forgetting = forgetting_table(result)
     lines += [FORGETTING, *forgetting] if forgetting else []
     data = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sorted(result.data_timings.items()))
-    return [*lines, SECONDS.format(data=data or MISSING), *seconds_table(result)]
+    return [*lines, SECONDS.format(data=data or "missing"), *seconds_table(result)]
 
 
 def _counts(some: RunResult | None) -> str:
@@ -105,10 +106,10 @@ def _counts(some: RunResult | None) -> str:
     return f"{counts}; dataset hash {about['hash'][:12]}."
 
 
-def _gains(result: DatasetResult, some: RunResult | None) -> list[str]:
+def _gains(result: DatasetResult, some: RunResult) -> list[str]:
     valid, test = result.best_baseline("valid"), result.best_baseline("test")
-    if some is None or valid is None or test is None or not result.our_method.runs:
-        return [f"### {result.ours} against the others\n\n{MISSING.capitalize()}: no finished runs to compare.\n"]
+    if valid is None or test is None or not result.our_method.runs:
+        return [f"### {result.ours} against the others\n\nMissing: no finished runs to compare.\n"]
     targets = some.ranks.splits["test"].frequency
     users, cold = f"{len(targets):,}", f"{int((targets <= result.cold).sum()):,}"
     names = {"ours": result.ours, "valid": valid.name, "test": test.name}

@@ -9,8 +9,6 @@ import numpy as np
 from pad_dist.compare.results import METRICS, DatasetResult, MethodResult, Slice, everyone, in_bin, seen
 from pad_dist.model.gate import BINS
 
-MISSING = "missing"
-
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, closed by an empty one."""
@@ -22,22 +20,22 @@ def spread(values: Sequence[float]) -> str:
     """Mean and, of several seeds, their standard deviation.
 
     >>> spread([0.1, 0.2]), spread([0.1]), spread([])
-    ('0.1500 ± 0.0707', '0.1000', 'missing')
+    ('0.1500 ± 0.0707', '0.1000', '-')
     """
     if not values:
-        return MISSING
+        return "-"
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def methods_table(result: DatasetResult) -> list[str]:
-    """Each method on validation and test: all users, cold and popular targets."""
+    """Each method that has runs on validation and test: all users, cold and popular targets."""
     cold, popular = seen(0, result.cold), seen(result.cold + 1, None)
     columns: list[tuple[str, str, str, Slice]] = [("valid hr@10", "valid", "hr@10", everyone)]
     for name, part in (("test", everyone), ("cold", cold), ("popular", popular)):
         columns += [(f"{name} {metric}", "test", metric, part) for metric in METRICS]
     rows = [
-        [*_about(method), *(_cell(method, split, metric, part) for _, split, metric, part in columns)]
-        for method in result.methods
+        [*_about(method), *(spread(method.means(split, metric, part)) for _, split, metric, part in columns)]
+        for method in result.ran
     ]
     return table(["method", "role", "seeds", *(name for name, *_ in columns)], rows)
 
@@ -50,7 +48,7 @@ def frequency_table(result: DatasetResult, metric: str) -> list[str]:
         parts.append((f"1 to {result.cold}", seen(1, result.cold)))
     targets = result.ran[0].runs[0].ranks.splits["test"]
     users = [f"{int(part(targets).sum()):,}" for _, part in parts]
-    rows = [[method.name, *(_cell(method, "test", metric, part) for _, part in parts)] for method in result.ran]
+    rows = [[method.name, *(spread(method.means("test", metric, part)) for _, part in parts)] for method in result.ran]
     return table(["method", *(name for name, _ in parts)], [["users", *users], *rows])
 
 
@@ -112,9 +110,3 @@ def _seconds(method: MethodResult, step: str) -> str:
 
 def _about(method: MethodResult) -> list[str]:
     return [method.name, method.role, f"{len(method.runs)} of {method.seeds}"]
-
-
-def _cell(method: MethodResult, split: str, metric: str, part: Slice) -> str:
-    """Its mean over seeds; no user in the slice is another thing than no run."""
-    values = method.means(split, metric, part)
-    return "-" if method.runs and not values else spread(values)
