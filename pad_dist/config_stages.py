@@ -42,7 +42,7 @@ class AlignConfig(StageConfig):
     gamma: float = Field(0.2, ge=0)
     """Weight of the alignment; 0 leaves it out."""
     item_share: float = Field(1.0, gt=0, le=1)
-    """Share of items, redrawn per step by hash, that enter the alignment; 1 is the paper's."""
+    """Share of items, redrawn per step by hash, that enter the alignment, CTRL's too; 1 is the paper's."""
     kernel: KernelName = "gaussian_mixture"
     """Of MK-MMD, m being the mean squared distance of all pairs. `gaussian_mixture`: exp(-|x - y|^2 / (2 a m)) summed
     over a = 1/8, 1/4, ..., 2 (the paper's); `gaussian`: a = 1; `laplace`: exp(-|x - y| / sqrt(m)), Euclidean;

@@ -213,7 +213,7 @@ class Trainer:
             rank=system.ranks.rank,
             world_size=system.ranks.world_size,
             start_step=start_step,
-            occurrence_share=config.align.item_share if parts(config, system.stage).beside == "align" else 1.0,
+            occurrence_share=config.align.item_share if system.stage == "align" else 1.0,
             targets=config.disentangle.targets if system.stage == "disentangle" else "train",
         )
 

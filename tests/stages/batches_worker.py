@@ -1,4 +1,4 @@
-"""The batches of each stage's trainer on one rank; writes the share of items in MK-MMD as JSON."""
+"""The batches of each stage's trainer on one rank; writes the share of items that count in alignments as JSON."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.stages import STAGES
 
 
 def main(settings: str, target: str) -> None:
-    config = load_config(settings)
     shares = {}
-    with launched(config.training) as ranks:
-        for stage in STAGES:
+    with launched(load_config(settings).training) as ranks:
+        for method, stage in [*(("pad", stage) for stage in STAGES), ("ctrl", "align")]:
+            config = load_config(settings, [f"method={method}"])
             batches = Trainer(build_system(config, stage, ranks)).batches(epoch=1)
-            shares[stage] = torch.cat([batch.occurrences > 0 for batch in batches]).float().mean().item()
+            shares[f"{method} {stage}"] = torch.cat([batch.occurrences > 0 for batch in batches]).float().mean().item()
     Path(target).write_text(json.dumps(shares))
 
 

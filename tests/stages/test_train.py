@@ -32,7 +32,7 @@ def tiny(directory: Path) -> dict[str, Any]:
     return {"name": "tiny", "dataset": dataset, "model": {"dim": 8, "max_length": 8, "dropout": 0.3}}
 
 
-def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> None:
+def test_alignments_run_on_the_configured_share_of_the_items(tmp_path: Path) -> None:
     settings = {
         **tiny(tmp_path),
         "training": {"batch_size": 32, "loss": {"negatives": 100}},
@@ -46,8 +46,8 @@ def test_mk_mmd_runs_on_the_configured_share_of_the_items(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr[-4000:]
     shares = json.loads((tmp_path / "shares.json").read_text())
-    assert shares["align"] == pytest.approx(0.3, abs=0.07)  # five standard deviations
-    assert shares["pretrain"] == shares["disentangle"] == 1
+    assert shares["pad align"] == shares["ctrl align"] == pytest.approx(0.3, abs=0.07)  # five standard deviations
+    assert shares["pad pretrain"] == shares["pad disentangle"] == 1
 
 
 def test_a_stage_may_have_a_dropout_of_its_own(tmp_path: Path) -> None:

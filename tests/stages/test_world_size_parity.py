@@ -35,7 +35,7 @@ METHODS = [
     "2 fp32 method=whitenrec model.backbone=gru4rec",
     "0 fp32 method=llm_init model.dim=12 training.loss.kind=bce",
     "0 fp32 method=clip align.item_share=0.5",
-    "0 fp32 method=ctrl",
+    "0 fp32 method=ctrl align.item_share=0.5",
     "1 fp32 method=rlmrec_con training.loss.kind=softmax",
     "3 fp32 method=rlmrec_gen model.backbone=ligr",
     f"1 fp32 {ALL_FROZEN} model.backbone=caser",
