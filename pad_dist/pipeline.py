@@ -1,14 +1,14 @@
 """`pad-dist run`: raw events to report, one resumable step after the other.
 
-Each step is its own process, as it would be on a cluster: the Spark jobs, then the
-launchers on local ranks. A step is skipped when what it would make is there and was
-made from the same settings and input.
+Each step is its own process, as it would be on a cluster: the Spark jobs, then the launchers on local ranks. A step
+is skipped when what it would make is there and was made from the same settings and input.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -66,8 +66,8 @@ class Run:
 class Step:
     """A named part of a run.
 
-    `mark` digests what it would be made from, `found` is the mark of what is there
-    (None: nothing is), `make` makes it, and gives the seconds that it took where it was not made now.
+    `mark` digests what it would be made from, `found` is the mark of what is there (None: nothing is), `make` makes it,
+    and gives the seconds that it took where it was not made now, NaN if that is not known.
     """
 
     name: str
@@ -122,9 +122,12 @@ def run(
             storage.remove(f"{config.out}/report.json")  # it told of other steps
             started = time.monotonic()
             elsewhere = step.make()
-            timings[step.name] = round(time.monotonic() - started if elsewhere is None else elsewhere, 2)
+            seconds = time.monotonic() - started if elsewhere is None else elsewhere
+            timings.pop(step.name, None)
+            if not math.isnan(seconds):
+                timings[step.name] = round(seconds, 2)
             storage.write_json(timings_url, timings)
-            say(f"{step.name}: done in {timings[step.name]:.0f} s")
+            say(f"{step.name}: done" + (f" in {seconds:.0f} s" if step.name in timings else ""))
 
     do(data_steps(this))
     this = pinned(this)
@@ -193,10 +196,7 @@ def _etl(this: Run) -> Step:
         return _digest({name: lineage.get(name) for name in ("urls", "inputs", "settings")})
 
     return Step(
-        "build_sequences",
-        lambda: _digest(lineage_of(config.data)),
-        found,
-        lambda: _spark(this, "build_sequences"),
+        "build_sequences", lambda: _digest(lineage_of(config.data)), found, lambda: _spark(this, "build_sequences")
     )
 
 

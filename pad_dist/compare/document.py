@@ -51,7 +51,8 @@ SECONDS = """\
 
 Data: {data}.
 
-By stage, mean over seeds; a stage that methods share was trained once, and its time stands at each of them.
+By stage, mean over seeds whose time is known; a stage that methods share was trained once, and its time stands at each
+of them. Of a stage that was cut and went on it is the last part's.
 """
 
 

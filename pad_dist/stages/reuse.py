@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def finished_elsewhere(config: Config, stage: StageName, root: str) -> str | Non
     return next((run for run in runs if finished_in(run, stage, mark) and _keeps_checkpoints(run, stage)), None)
 
 
-def take_over(config: Config, stage: StageName, source: str) -> float | None:
-    """Copy the finished stage of the run `source` into this one; seconds that its training took, if that is known.
+def take_over(config: Config, stage: StageName, source: str) -> float:
+    """Copy the finished stage of the run `source` into this one; seconds that its training took, NaN if not known.
 
     The stage appears whole, or not at all.
     """
@@ -52,8 +53,7 @@ def take_over(config: Config, stage: StageName, source: str) -> float | None:
         shutil.rmtree(target)
     whole.rename(target)
     timings = f"{source}/timings.json"
-    seconds = storage.read_json(timings).get(stage) if storage.exists(timings) else None
-    return None if seconds is None else float(seconds)
+    return float(storage.read_json(timings).get(stage, "nan")) if storage.exists(timings) else math.nan
 
 
 def _keeps_checkpoints(run: str, stage: str) -> bool:
