@@ -133,7 +133,7 @@ def test_methods_have_their_stages_and_share_what_is_the_same(losses: dict[int, 
     }
     pretrain = found["0 fp32"]["pretrain"]
     assert found[METHODS[0]]["pretrain"] == found[METHODS[4]]["pretrain"] == pretrain
-    assert found["0 fp32 method=ctrl"]["pretrain"] != pretrain
+    assert found[METHODS[5]]["pretrain"] != pretrain
 
 
 @pytest.mark.parametrize("variant", ["0 fp32", *OTHERS])
