@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shlex
 import sys
@@ -66,14 +65,13 @@ class Run:
 class Step:
     """A named part of a run.
 
-    `mark` digests what it would be made from, `found` is the mark of what is there (None: nothing is), `make` makes it,
-    and gives the seconds that it took where it was not made now, NaN if that is not known.
+    `mark` digests what it would be made from, `found` is the mark of what is there (None: nothing is), `make` makes it.
     """
 
     name: str
     mark: Callable[[], str]
     found: Callable[[], str | None]
-    make: Callable[[], float | None]
+    make: Callable[[], None]
 
 
 def run(
@@ -121,13 +119,12 @@ def run(
             say(f"{step.name}: start")
             storage.remove(f"{config.out}/report.json")  # it told of other steps
             started = time.monotonic()
-            elsewhere = step.make()
-            seconds = time.monotonic() - started if elsewhere is None else elsewhere
-            timings.pop(step.name, None)
-            if not math.isnan(seconds):
+            step.make()
+            seconds = time.monotonic() - started
+            if not is_stage(step.name):  # a stage keeps its own, of all its parts
                 timings[step.name] = round(seconds, 2)
-            storage.write_json(timings_url, timings)
-            say(f"{step.name}: done" + (f" in {seconds:.0f} s" if step.name in timings else ""))
+                storage.write_json(timings_url, timings)
+            say(f"{step.name}: done in {seconds:.0f} s")
 
     do(data_steps(this))
     this = pinned(this)
@@ -231,13 +228,13 @@ def _synthetic(config: Config) -> Step:
 def _train(this: Run, stage: StageName, say: Callable[[str], None]) -> Step:
     config = this.config
 
-    def make() -> float | None:
+    def make() -> None:
         source = finished_elsewhere(config, stage, this.reuse) if this.reuse else None
         if source:
             say(f"{stage}: trained already in {source}, taken from there")
-            return take_over(config, stage, source)
-        _ranks(this, stage, say)
-        return None
+            take_over(config, stage, source)
+        else:
+            _ranks(this, stage, say)
 
     def found() -> str | None:
         # The stage keeps its own mark: a launcher may have trained it, here or on a cluster.
@@ -266,6 +263,8 @@ def _ranks(this: Run, launcher: str, say: Callable[[str], None]) -> None:
 
 def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
     scores = {stage: (_evaluation(config, stage) or {})["scores"] for stage in ranked_stages(config)}
+    # A stage may have been trained by an earlier call, elsewhere.
+    results = {stage: storage.read_json(f"{stage_dir(config, stage)}/result.json") for stage in stages(config)}
     last = stages(config)[-1]
     experts = parts(config, last).experts
     manifest = read_manifest(config.dataset, MADE_BY)
@@ -276,17 +275,12 @@ def _report(config: Config, timings: dict[str, float]) -> dict[str, Any]:
         stages={stage: found[main_scorer(config, stage)] for stage, found in scores.items()},
         experts={name: scores[last][name] for name in experts if len(experts) > 1},
         popularity=scores[last]["popularity"],
-        timings_s=timings,
-        # A stage may have been trained by an earlier call, elsewhere.
+        timings_s=timings | {stage: result["seconds"] for stage, result in results.items()},
         environment={
             **environment(config.training.world_size),
-            "stages": {s: _result(config, s) for s in stages(config)},
+            "stages": {stage: result["environment"] for stage, result in results.items()},
         },
     )
-
-
-def _result(config: Config, stage: StageName) -> dict[str, Any]:
-    return dict(storage.read_json(f"{stage_dir(config, stage)}/result.json")["environment"])
 
 
 def _evaluation(config: Config, stage: StageName) -> dict[str, Any] | None:

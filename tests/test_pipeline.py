@@ -151,18 +151,6 @@ def test_a_changed_setting_redoes_what_depends_on_it(first: Ended, folder: Path)
     assert changed.report["stages"]["disentangle"]["valid"] == result["valid"]
 
 
-def test_a_stage_taken_from_a_run_that_did_not_time_it_has_no_time(first: Ended, folder: Path) -> None:
-    timings = folder / OUT / "timings.json"
-    known = timings.read_text()
-    timings.write_text(json.dumps({name: s for name, s in json.loads(known).items() if name != "pretrain"}))
-    version = versions.resolve(f"{folder / OUT}/dataset")
-    taken = pad_dist(folder, "--reuse", ".", "--until", "pretrain", f"dataset={version}", out="taken")
-    timings.write_text(known)
-    assert taken.done.returncode == 0, taken.done.stderr[-4000:]
-    assert "pretrain: done\n" in taken.done.stdout
-    assert json.loads((folder / "taken/timings.json").read_text()) == {}
-
-
 def test_damage_that_one_rank_finds_is_one_line(first: Ended, folder: Path) -> None:
     # The last users are evaluated on the last rank; the other one is waiting for it.
     shard = max((Path(versions.resolve(f"{folder / OUT}/dataset")) / "sequences").iterdir())

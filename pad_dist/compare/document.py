@@ -52,7 +52,7 @@ SECONDS = """\
 Data: {data}.
 
 By stage, mean over seeds whose time is known; a stage that methods share was trained once, and its time stands at each
-of them. Of a stage that was cut and went on it is the last part's.
+of them.
 """
 
 

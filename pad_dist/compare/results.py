@@ -139,5 +139,5 @@ def read_run(job: Job) -> RunResult:
             )
     forgetting = f"{out}/align/forgetting.json"
     kept = storage.read_json(forgetting) if "align" in stages and storage.exists(forgetting) else None
-    report, timings = storage.read_json(f"{out}/report.json"), storage.read_json(f"{out}/timings.json")
-    return RunResult(job.seed, ranks, scorer, report, timings, stages, kept)
+    report = storage.read_json(f"{out}/report.json")
+    return RunResult(job.seed, ranks, scorer, report, report["timings_s"], stages, kept)

@@ -103,9 +103,8 @@ def seconds_table(result: DatasetResult) -> list[str]:
 
 
 def _seconds(method: MethodResult, step: str) -> str:
-    # An earlier run in the directory may have left the time of a stage that the method no longer has.
-    runs = [run for run in method.runs if step in (*run.stages, "evaluate") and step in run.timings]
-    return f"{np.mean([run.timings[step] for run in runs]):.0f}" if runs else "-"
+    spent = [run.timings[step] for run in method.runs if step in run.timings]
+    return f"{np.mean(spent):.0f}" if spent else "-"
 
 
 def _about(method: MethodResult) -> list[str]:

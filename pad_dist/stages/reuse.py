@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 
@@ -38,11 +37,8 @@ def finished_elsewhere(config: Config, stage: StageName, root: str) -> str | Non
     return next((run for run in runs if finished_in(run, stage, mark) and _keeps_checkpoints(run, stage)), None)
 
 
-def take_over(config: Config, stage: StageName, source: str) -> float:
-    """Copy the finished stage of the run `source` into this one; seconds that its training took, NaN if not known.
-
-    The stage appears whole, or not at all.
-    """
+def take_over(config: Config, stage: StageName, source: str) -> None:
+    """Copy the finished stage of the run `source` into this one, whole or not at all."""
     target = Path(stage_dir(config, stage))
     whole = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(whole, ignore_errors=True)
@@ -52,8 +48,6 @@ def take_over(config: Config, stage: StageName, source: str) -> float:
     if target.exists():
         shutil.rmtree(target)
     whole.rename(target)
-    timings = f"{source}/timings.json"
-    return float(storage.read_json(timings).get(stage, "nan")) if storage.exists(timings) else math.nan
 
 
 def _keeps_checkpoints(run: str, stage: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -43,7 +44,8 @@ MOST_SKIPPED_IN_A_ROW = 10
 def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Validate) -> Best:
     """Train a stage to early stopping; leave its best checkpoint and `result.json` in `<out>/<stage>`.
 
-    A run that was killed goes on from its newest whole checkpoint, at any world size, and gives what it would have.
+    A run that was killed goes on from its newest whole checkpoint, at any world size, and gives what it would have;
+    the seconds up to that checkpoint count with its own.
 
     Raises:
         UserError: another run writes there; see `checkpoint_to_resume` and `Saver.save`.
@@ -61,7 +63,13 @@ def _train(system: System, validate: Validate) -> Best:
         if ranks.is_first:
             print(f"[{stage}] {text}", flush=True)
 
+    started = time.monotonic()
     kept = checkpoint_to_resume(config, stage, ranks, say)
+    spent: float = checkpoint_meta(kept)["seconds"] if kept else 0.0
+
+    def seconds() -> float:
+        return round(spent + time.monotonic() - started, 2)
+
     saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
     scored = ScoredWeights(system, saver.finish)
     if kept is None:
@@ -98,6 +106,7 @@ def _train(system: System, validate: Validate) -> Best:
                 **about,
                 "stage": stage,
                 "progress": asdict(progress),
+                "seconds": seconds(),
                 "config": config.model_dump(mode="json"),
                 "sharding": config.sparse.sharding,
             },
@@ -139,8 +148,9 @@ def _train(system: System, validate: Validate) -> Best:
         saver.finish()
         best = bests.whole(best, saver.lost)
     if ranks.is_first:
-        found = {"epoch": best.epoch, "valid": best.metrics, "environment": environment(ranks.world_size)}
-        storage.write_json(result, {**about, "checkpoint_root": config.checkpoint.root, **found})
+        found = {"epoch": best.epoch, "valid": best.metrics, "seconds": seconds()}
+        found |= {"environment": environment(ranks.world_size), "checkpoint_root": config.checkpoint.root}
+        storage.write_json(result, about | found)
     return best
 
 

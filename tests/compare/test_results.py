@@ -37,7 +37,7 @@ def run(seed: int, valid: float, test: float) -> RunResult:
     environment = {"stages": {"pretrain": {"commit": f"c{seed}", "packages": {"torch": "2"}}}}
     dataset = {"users": USERS, "items": 50, "interactions": 4000, "hash": "0123456789abcdef"}
     report = {"dataset": dataset, "environment": environment}
-    timings = {"pretrain": 10.0 * seed, "evaluate": 1.0, "align": 99.0}
+    timings = {"pretrain": 10.0 * seed, "evaluate": 1.0}
     return RunResult(seed, RankFile(splits, "m", "d"), "mixture", report, timings, ("pretrain",), None)
 
 
@@ -165,8 +165,7 @@ def test_ranks_that_are_not_those_of_the_metrics_are_refused(tmp_path: Path) -> 
     (tmp_path / "pretrain").mkdir()
     evaluation = tmp_path / "pretrain" / "evaluation.json"
     evaluation.write_text(json.dumps({"mark": "m", "scores": {"id": {}, "mixture": scores, "popularity": {}}}))
-    for name in ("report", "timings"):
-        (tmp_path / f"{name}.json").write_text("{}")
+    (tmp_path / "report.json").write_text('{"timings_s": {}}')
     file = f"{tmp_path}/pretrain/ranks.safetensors"
     RankFile(splits, "m", "d").write(file)
     assert read_run(job).scorer == "mixture"
