@@ -42,7 +42,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Print what is expected, one line per variant, and the score of popularity."""
+    """Print what is expected and, when all variants are trained, a line for each and the score of popularity."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True, help="for the dataset and the runs; they are kept")
@@ -50,8 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     print("expected: users' vectors become one vector with five post-norm blocks, whatever the rate or the loss;")
     print("with one block or with pre-norm they do not, and hr@10 rises above that of popularity\n", flush=True)
-    print("| variant | epochs | valid hr@10, best | at epoch | cosine untrained | cosine at best |")
-    print("|---|---|---|---|---|---|")
+    lines, popularity = [], 0.0
     for name, changes in VARIANTS.items():
         out = args.dir / name.replace(",", "").replace(" ", "-")
         overrides = [
@@ -68,11 +67,15 @@ def main() -> None:
             untrained = build_system(config, "pretrain", ranks)
             initialise(untrained)
             trained = load_trained(config, "pretrain", ranks)
-            popularity = evaluate(trained, trained.pad.eval(), "valid", ["popularity"])["popularity"]["hr@10"]
+            if not lines:
+                popularity = evaluate(trained, trained.pad.eval(), "valid", ["popularity"])["popularity"]["hr@10"]
             scores = validations(out / "pretrain" / "metrics.jsonl")
             best = max(scores, key=lambda epoch: scores[epoch])
             cosines = f"{user_cosine(untrained, ranks):.4f} | {user_cosine(trained, ranks):.4f}"
-            print(f"| {name} | {max(scores)} | {scores[best]:.4f} | {best} | {cosines} |", flush=True)
+            lines.append(f"| {name} | {max(scores)} | {scores[best]:.4f} | {best} | {cosines} |")
+    print("\n| variant | epochs | valid hr@10, best | at epoch | cosine untrained | cosine at best |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(lines))
     print(f"\nvalidation hr@10 of popularity: {popularity:.4f}")
 
 
