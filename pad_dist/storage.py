@@ -19,7 +19,7 @@ _BLOCK = 1 << 20
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path inside it.
+    """The filesystem of a URL and the path inside it, a local one absolute and without `..`.
 
     Raises:
         UserError: unknown protocol, or the package or library that serves it is missing.
@@ -30,7 +30,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"{url} is no local path and no URL that fsspec knows: {_line(error)}") from None
     except (ImportError, OSError) as error:
         raise UserError(f"{url} needs what is not installed here: {_line(error)}") from None
-    return fs, str(path)
+    return fs, os.path.normpath(path) if isinstance(fs, LocalFileSystem) else str(path)
 
 
 def _line(error: Exception) -> str:

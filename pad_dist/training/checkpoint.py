@@ -27,7 +27,7 @@ from pad_dist.errors import UserError
 from pad_dist.sparse.tables import Part
 from pad_dist.training.shard_files import DamagedFile, SavedPart, check_header, checksum, read_blocks, read_parts
 
-FORMAT = 1
+FORMAT = 2
 """Of what a checkpoint holds and how."""
 _COMPLETE = "COMPLETE"
 _LIBRARIES = ("torch", "torchrec", "deepspeed")

@@ -12,7 +12,7 @@ def test_a_pattern_a_directory_and_a_file_name_their_data_files(tmp_path: Path) 
         (tmp_path / name).write_text(name)
     urls = [f"file://{tmp_path}/a.csv", f"file://{tmp_path}/b.csv"]
     assert list(input_files(str(tmp_path))) == list(input_files(f"{tmp_path}/*.csv")) == urls
-    assert list(input_files(f"{tmp_path}/a.csv")) == urls[:1]
+    assert list(input_files(f"{tmp_path}/a.csv")) == list(input_files(f"{tmp_path}/x/../a.csv")) == urls[:1]
 
 
 def test_a_mark_follows_the_content_and_not_the_rights(tmp_path: Path) -> None:
@@ -27,6 +27,7 @@ def test_a_mark_follows_the_content_and_not_the_rights(tmp_path: Path) -> None:
 
 
 def test_a_relative_path_is_recorded_whole() -> None:
-    urls = lineage_of(DataConfig(interactions="raw/*.csv"))["urls"]
-    assert urls["interactions"] == f"file://{os.getcwd()}/raw/*.csv"
-    assert urls["items"] == ""
+    urls = lineage_of(DataConfig(interactions="raw/*.csv", items="../items.csv"))["urls"]
+    assert urls["interactions"] == f"file://{Path.cwd()}/raw/*.csv"
+    assert urls["items"] == f"file://{Path.cwd().parent}/items.csv"
+    assert urls["erase_items"] == ""
