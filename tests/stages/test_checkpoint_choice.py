@@ -125,7 +125,7 @@ def test_other_libraries_are_refused_with_the_ways_out_unless_it_is_named(run: P
 
 def test_another_format_is_refused(run: Path, ranks: Ranks) -> None:
     rewrite(run, 6, format=0)
-    assert "has the checkpoint format 0, this pad-dist reads 1" in refused(run, ranks)
+    assert "has the checkpoint format 0, this pad-dist reads 2" in refused(run, ranks)
 
 
 def test_one_may_be_named_that_is_not_the_newest_but_not_of_other_settings_or_elsewhere(
