@@ -29,7 +29,7 @@ from pad_dist.stages.trained_on import record
 from pad_dist.training.checkpoint import checkpoint_meta, load_optimizer, load_parts
 from pad_dist.training.engine import build_engine, load_optimizer_state, optimizer_state
 from pad_dist.training.lock import locked
-from pad_dist.training.loop import Best, Metrics, Progress, Schedule, fit
+from pad_dist.training.loop import Best, Bests, Metrics, Progress, Schedule, fit
 from pad_dist.training.metrics import Recorder
 from pad_dist.training.ranks import Ranks
 from pad_dist.training.saving import Saver
@@ -63,13 +63,8 @@ def _train(system: System, validate: Validate) -> Best:
         if ranks.is_first:
             print(f"[{stage}] {text}", flush=True)
 
-    started = time.monotonic()
     kept = checkpoint_to_resume(config, stage, ranks, say)
-    spent: float = checkpoint_meta(kept)["seconds"] if kept else 0.0
-
-    def seconds() -> float:
-        return round(spent + time.monotonic() - started, 2)
-
+    started = time.monotonic() - (checkpoint_meta(kept)["seconds"] if kept else 0.0)  # as if it had not been cut
     saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
     scored = ScoredWeights(system, saver.finish)
     if kept is None:
@@ -106,7 +101,7 @@ def _train(system: System, validate: Validate) -> Best:
                 **about,
                 "stage": stage,
                 "progress": asdict(progress),
-                "seconds": seconds(),
+                "seconds": round(time.monotonic() - started, 2),
                 "config": config.model_dump(mode="json"),
                 "sharding": config.sparse.sharding,
             },
@@ -148,32 +143,10 @@ def _train(system: System, validate: Validate) -> Best:
         saver.finish()
         best = bests.whole(best, saver.lost)
     if ranks.is_first:
-        found = {"epoch": best.epoch, "valid": best.metrics, "seconds": seconds()}
+        found = {"epoch": best.epoch, "valid": best.metrics, "seconds": round(time.monotonic() - started, 2)}
         found |= {"environment": environment(ranks.world_size), "checkpoint_root": config.checkpoint.root}
         storage.write_json(result, about | found)
     return best
-
-
-class Bests:
-    """The best validation whose checkpoint was written: a save may fail and training go on."""
-
-    def __init__(self, best: Best | None) -> None:
-        self._last = self._whole = best
-
-    def whole(self, best: Best, lost: set[int]) -> Best:
-        """`best`, or the last one that was written if its save has failed.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self._last is not None and self._last.step not in lost:
-            self._whole = self._last
-        if best.step in lost:
-            if self._whole is None:
-                raise UserError("no checkpoint could be written, so that there is nothing to go on from: see above")
-            best = self._whole
-        self._last = best
-        return best
 
 
 class Trainer:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pad_dist.config import StageConfig
 from pad_dist.data.batches import Batch
+from pad_dist.errors import UserError
 from pad_dist.training.metrics import Recorder
 from pad_dist.training.stop import Stopped
 
@@ -37,6 +38,28 @@ class Best:
     epoch: int
     step: int
     metrics: Metrics
+
+
+class Bests:
+    """The best validation whose checkpoint was written: a save may fail and training go on."""
+
+    def __init__(self, best: Best | None) -> None:
+        self._last = self._whole = best
+
+    def whole(self, best: Best, lost: set[int]) -> Best:
+        """`best`, or the last one that was written if its save has failed.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._last is not None and self._last.step not in lost:
+            self._whole = self._last
+        if best.step in lost:
+            if self._whole is None:
+                raise UserError("no checkpoint could be written, so that there is nothing to go on from: see above")
+            best = self._whole
+        self._last = best
+        return best
 
 
 @dataclass(frozen=True)
