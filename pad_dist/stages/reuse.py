@@ -9,6 +9,7 @@ from pad_dist import storage
 from pad_dist.config import Config, StageName
 from pad_dist.errors import UserError
 from pad_dist.stages.parts import fingerprint, stage_dir
+from pad_dist.training.checkpoint import best_checkpoint
 
 _OWN = ("LOCK", "evaluation.json", "ranks.safetensors", "forgetting.json", "*.tmp")
 """What is not the trained stage itself."""
@@ -33,8 +34,7 @@ def finished_elsewhere(config: Config, stage: StageName, root: str) -> str | Non
     mark, own = fingerprint(config, stage), Path(config.out).resolve()
     found = (path.parents[1] for depth in ("*", "*/*") for path in Path(root).glob(f"{depth}/{stage}/result.json"))
     runs = sorted(str(run) for run in found if run.resolve() != own)
-    # One whose checkpoints lie elsewhere cannot be copied from here.
-    return next((run for run in runs if finished_in(run, stage, mark) and _keeps_checkpoints(run, stage)), None)
+    return next((run for run in runs if finished_in(run, stage, mark) and _can_be_taken(run, stage)), None)
 
 
 def take_over(config: Config, stage: StageName, source: str) -> None:
@@ -50,5 +50,12 @@ def take_over(config: Config, stage: StageName, source: str) -> None:
     whole.rename(target)
 
 
-def _keeps_checkpoints(run: str, stage: str) -> bool:
-    return not storage.read_json(f"{run}/{stage}/result.json")["checkpoint_root"]
+def _can_be_taken(run: str, stage: str) -> bool:
+    """Not where the checkpoints lie elsewhere, or are such as this pad-dist does not read."""
+    if storage.read_json(f"{run}/{stage}/result.json")["checkpoint_root"]:
+        return False
+    try:
+        best_checkpoint(f"{run}/{stage}", made_by=run)
+    except UserError:
+        return False
+    return True

@@ -13,6 +13,7 @@ from pad_dist.errors import UserError
 from pad_dist.stages import reuse
 from pad_dist.stages.parts import fingerprint, is_trained
 from pad_dist.stages.reuse import finished_elsewhere, take_over
+from pad_dist.training.checkpoint import FORMAT
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -29,11 +30,11 @@ def config(folder: Path, out: str, *overrides: str) -> Config:
     return load_config(f"{folder}/run.yaml", list(overrides), f"{folder}/all/{out}")
 
 
-def trained(settings: Config, root: str = "") -> Path:
+def trained(settings: Config, root: str = "", checkpoint_format: int = FORMAT) -> Path:
     """A pretrain stage as its end leaves it."""
     stage = Path(settings.out, "pretrain")
     (stage / "step-000000003").mkdir(parents=True)
-    (stage / "step-000000003" / "COMPLETE").write_text("{}")
+    (stage / "step-000000003" / "COMPLETE").write_text(json.dumps({"format": checkpoint_format, "best": 3}))
     for name in ("evaluation.json", "ranks.safetensors", "LOCK", "metrics.jsonl"):
         (stage / name).write_text("x")
     result = {"fingerprint": fingerprint(settings, "pretrain"), "checkpoint_root": root}
@@ -46,6 +47,7 @@ def test_the_very_stage_is_found_and_no_other(folder: Path) -> None:
     assert finished_elsewhere(here, "pretrain", root) is None
     trained(config(folder, "b/seed-2", "seed=2"))
     trained(config(folder, "c/seed-1"), root="memory://elsewhere")
+    trained(config(folder, "c/seed-2"), checkpoint_format=FORMAT - 1)
     trained(here)
     assert finished_elsewhere(here, "pretrain", root) is None
     twin = config(folder, "d/seed-1", "align.gamma=0.5", "training.world_size=4")
