@@ -116,7 +116,7 @@ def checkpoint_meta(path: str) -> dict[str, Any]:
     if meta.get("format") != FORMAT:
         raise UserError(
             f"{path} has the checkpoint format {meta.get('format')}, this pad-dist reads {FORMAT}: use the version "
-            "of pad-dist that wrote it, or set checkpoint.resume=never to train from the beginning"
+            "of pad-dist that wrote it, or remove the stage's directory to train it from the beginning"
         )
     return meta
 
