@@ -125,6 +125,17 @@ def _placing(url: str) -> Iterator[None]:
         raise UserError(f"{url} cannot be written, choose another place or free this one: {_line(error)}") from None
 
 
+def make_directory(url: str) -> None:
+    """Make a directory and those above it, where they are missing.
+
+    Raises:
+        UserError: no permission, or something of another kind is in the way.
+    """
+    fs, path = filesystem(url)
+    with _placing(url):
+        fs.makedirs(path, exist_ok=True)
+
+
 def write_bytes(url: str, content: bytes) -> None:
     """Publish one file atomically."""
     with atomic_writer(url) as file:

@@ -147,11 +147,15 @@ def tune(
         own = (*overrides, *(_override(key, value) for key, value in chosen.items()), *shared_data(base))
         # Named by its values: a trial that was killed goes on from its checkpoints.
         place = f"{out}/trials/{_digest(chosen)}"
-        config = load_config(config_path, [*own], place)
+        try:
+            config = load_config(config_path, [*own], place)
+        except UserError as error:  # each value alone is one that the config takes, these together are not
+            say(f"trial {trial.number}: {error}; {_shown(chosen)}")
+            _fail(study, trial, str(error))
+            continue
         job = Job(out, f"trial {trial.number}", base.seed, config_path, own, options, config)
         if run_all([(job, {})], 1, say):
-            trial.set_user_attr(_FAILED, job.log)
-            study.tell(trial, state=TrialState.FAIL)
+            _fail(study, trial, f"see {job.log}")
             continue
         value = float(storage.read_json(f"{place}/{stage}/result.json")["valid"]["hr@10"])
         study.tell(trial, value)
@@ -162,8 +166,7 @@ def tune(
 def _study(path: str, search: dict[str, Any], seed: int) -> optuna.Study:
     """The study there, or a new one; what was running when it was killed is tried again first."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage.write_bytes(f"{path}.started", b"")  # makes the directory
-    storage.remove(f"{path}.started")
+    storage.make_directory(path.rpartition("/")[0])
     kept = JournalStorage(JournalFileBackend(path))
     study = optuna.create_study(study_name="tune", storage=kept, direction="maximize", load_if_exists=True)
     if study.user_attrs.get("search", search) != search:
@@ -177,6 +180,12 @@ def _study(path: str, search: dict[str, Any], seed: int) -> optuna.Study:
     return study
 
 
+def _fail(study: optuna.Study, trial: Trial, why: str) -> None:
+    """End a trial that counts among those that were asked for, and is never the best."""
+    trial.set_user_attr(_FAILED, why)
+    study.tell(trial, state=TrialState.FAIL)
+
+
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that ran to their end, good or bad."""
     found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
@@ -186,7 +195,7 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
 def _best(study: optuna.Study, stage: str, out: str) -> dict[str, Any]:
     ended = _ended(study)
     if all(trial.state == TrialState.FAIL for trial in ended):
-        raise UserError(f"none of {len(ended)} trials has succeeded, see {ended[-1].user_attrs[_FAILED]}")
+        raise UserError(f"none of {len(ended)} trials has succeeded, the last one: {ended[-1].user_attrs[_FAILED]}")
     best = study.best_trial
     found = {
         "stage": stage,

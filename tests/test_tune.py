@@ -108,8 +108,21 @@ def test_failed_trials_count_and_are_never_the_best(folder: Path, monkeypatch: p
     assert len(started) == best["trials"] == 12
     assert "model.blocks=1" in best["overrides"]
     tune, _ = run_trials(monkeypatch, lambda config: None)
-    with pytest.raises(UserError, match=r"none of 2 trials has succeeded, see other/trials/\w+/run.log"):
+    with pytest.raises(UserError, match=r"none of 2 trials has succeeded, the last one: see other/trials/\w+/run.log"):
         tune(2, out="other")
+
+
+def test_values_that_the_config_takes_one_at_a_time_but_not_together_are_a_failed_trial(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("space.yaml").write_text(
+        yaml.safe_dump({"model.dim": {"choices": [12, 16]}, "model.heads": {"choices": [2, 8]}})
+    )
+    tune, started = run_trials(monkeypatch, lambda config: config.model.dim / 20)
+    best = tune(12, overrides=["model.dim=16"])
+    assert best["trials"] == 12 and 0 < len(started) < 12
+    assert {(job.config.model.dim, job.config.model.heads) for job in started} <= {(12, 2), (16, 2), (16, 8)}
+    assert "heads" in capsys.readouterr().out
 
 
 def test_another_search_in_the_same_place_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,23 @@ def load_comparison(path: str) -> Comparison:
     """Read a comparison's YAML.
 
     Raises:
-        UserError: missing file, bad YAML, unknown key, a value of the wrong type, or no file of readings.
+        UserError: missing file, bad YAML, unknown key, a value of the wrong type, or readings that are no file of text.
     """
     comparison = parse_section(Comparison, read_yaml(path), path)
-    if comparison.readings and not Path(comparison.readings).is_file():
-        raise UserError(f"{path}: readings={comparison.readings} does not exist")
+    if comparison.readings:
+        readings_of(comparison, path)
     return comparison
+
+
+def readings_of(comparison: Comparison, path: str) -> str:
+    """The text of the readings.
+
+    Raises:
+        UserError: they are no file of text.
+    """
+    if not Path(comparison.readings).is_file():
+        raise UserError(f"{path}: readings={comparison.readings} does not exist")
+    try:
+        return Path(comparison.readings).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: readings={comparison.readings} is no text in UTF-8: {error}") from None

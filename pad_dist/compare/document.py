@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pad_dist.compare.config import Comparison
+from pad_dist.compare.config import Comparison, readings_of
 from pad_dist.compare.results import DatasetResult, MethodResult, RunResult
 from pad_dist.compare.tables import (
     forgetting_table,
@@ -63,7 +62,7 @@ def write_document(comparison: Comparison, config_path: str, results: Sequence[D
     about = {"results": comparison.results, "config": config_path, "cold": cold, "seeds": seeds}
     lines = [INTRODUCTION.format(**about)]
     if comparison.readings:
-        lines.append(Path(comparison.readings).read_text())
+        lines.append(readings_of(comparison, config_path))
     lines += _methods(comparison)
     for result in results:
         lines += _dataset(comparison, result)

@@ -82,7 +82,11 @@ class Job:
 
 
 def data_jobs(comparison: Comparison) -> list[Job]:
-    """What builds the datasets: first each data set's own, then whatever else a method's texts need."""
+    """What builds the datasets: first each data set's own, then whatever else a method's texts need.
+
+    Raises:
+        UserError: a config is wrong, or a method changes the data or what is called cold.
+    """
     jobs = []
     for dataset, section in comparison.datasets.items():
         base = _job(comparison, dataset, DATA, 0, section.overrides)
@@ -93,6 +97,11 @@ def data_jobs(comparison: Comparison) -> list[Job]:
                 raise UserError(
                     f"method {method} changes data.*: its users would not be those of the others; make that another "
                     "data set"
+                )
+            if own.config.evaluation.cold_max_frequency != base.config.evaluation.cold_max_frequency:
+                raise UserError(
+                    f"method {method} changes evaluation.cold_max_frequency: its cold targets would not be those of "
+                    f"the others; set it for the data set {dataset}"
                 )
             if recipe_name(own.config.text) not in [recipe_name(job.config.text) for job in found]:
                 found.append(own)

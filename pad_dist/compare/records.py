@@ -15,6 +15,7 @@ from pad_dist.compare.jobs import Job
 from pad_dist.compare.results import DatasetResult, MethodResult, RunResult, read_run
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
+from pad_dist.data.lineage import settings_of
 from pad_dist.data.text_table import recipe_name
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import K
@@ -23,8 +24,9 @@ from pad_dist.stages.parts import needs_text, parts, stage_settings, stages
 
 Record = dict[str, Any]
 """Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all that `RunResult` holds, and `places`, by
-split the rank of each user's target, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its content
-hash, seconds of its steps, and by split each user's target: its bin, and its train frequency up to one above `cold`.
+split the rank of each user's target, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its settings
+and content hash, seconds of its steps, and by split each user's target: its bin, and its train frequency up to one
+above `cold`.
 Columns are little-endian int32, one for each user, deflated and in base64."""
 
 
@@ -47,9 +49,8 @@ def write_record(comparison: Comparison, job: Job, run: RunResult) -> None:
         for split, found in run.ranks.splits.items()
     }
     timings = storage.read_json(spent) if storage.exists(spent) else {}
-    storage.write_json(
-        _data_url(comparison, job), {"dataset": run.ranks.dataset, "timings": timings, "targets": targets}
-    )
+    data = {"settings": _data_settings(job), "dataset": run.ranks.dataset, "timings": timings, "targets": targets}
+    storage.write_json(_data_url(comparison, job), data)
     ranks = {split: found.ranks[run.scorer] for split, found in run.ranks.splits.items()}
     record = {
         "settings": _settings(job),
@@ -86,8 +87,8 @@ def read_record(comparison: Comparison, job: Job) -> RunResult | None:
     record, data = storage.read_json(url), storage.read_json(data_url)
     try:
         about = record["report"]
-        ours = record["settings"] == _settings(job) and about["dataset"]["hash"] == data["dataset"]
-        if not (ours and _built(job) in (None, data["dataset"])):
+        made_so = record["settings"] == _settings(job) and data["settings"] == _data_settings(job)
+        if not (made_so and about["dataset"]["hash"] == data["dataset"] and _built(job) in (None, data["dataset"])):
             return None
         splits = {name: _split(record, data["targets"][name], places) for name, places in record["places"].items()}
         ranks, order = RankFile(splits, "", data["dataset"]), tuple(stages(job.config))
@@ -100,7 +101,7 @@ def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
     """Read all records.
 
     Raises:
-        UserError: one is damaged, or methods differ in what they call cold.
+        UserError: one is damaged.
     """
     found = []
     for dataset in comparison.datasets:
@@ -110,7 +111,7 @@ def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
         for name, section in comparison.methods.items():
             mine = tuple(run for method, run in runs if method == name)
             methods.append(MethodResult(name, section.role, mine, len(comparison.seeds)))
-        cold = _one(dataset, {job.config.evaluation.cold_max_frequency for job in own})
+        cold = own[0].config.evaluation.cold_max_frequency
         spent = storage.read_json(_data_url(comparison, own[0]))["timings"] if runs else {}
         found.append(DatasetResult(dataset, tuple(methods), comparison.ours, cold, spent))
     return found
@@ -130,10 +131,10 @@ def _settings(job: Job) -> dict[str, Any]:
     }
 
 
-def _one(dataset: str, thresholds: set[int]) -> int:
-    if len(thresholds) > 1:
-        raise UserError(f"{dataset}: methods differ in evaluation.cold_max_frequency ({sorted(thresholds)}): set one")
-    return thresholds.pop()
+def _data_settings(job: Job) -> dict[str, Any]:
+    """What shapes the data set beside the content of its input files."""
+    data = job.config.data
+    return {**settings_of(data), "synthetic": data.model_dump(mode="json")["synthetic"]}
 
 
 def _built(job: Job) -> str | None:

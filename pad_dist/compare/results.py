@@ -14,6 +14,7 @@ from pad_dist.compare.jobs import Job
 from pad_dist.errors import UserError
 from pad_dist.evaluation.rank_file import RankFile, SplitRanks
 from pad_dist.evaluation.significance import Paired, paired_bootstrap
+from pad_dist.stages.parts import evaluation_mark
 
 METRICS = ("hr@10", "ndcg@10")
 Values = NDArray[np.float64]
@@ -139,5 +140,7 @@ def read_run(job: Job) -> RunResult:
             )
     forgetting = f"{out}/align/forgetting.json"
     kept = storage.read_json(forgetting) if "align" in stages and storage.exists(forgetting) else None
+    if kept is not None and kept["mark"] != evaluation_mark(job.config, "align"):
+        kept = None  # of an align stage that was there before
     report = storage.read_json(f"{out}/report.json")
     return RunResult(job.seed, ranks, scorer, report, report["timings_s"], stages, kept)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from pad_dist import storage
 from pad_dist.children import signals, status_text
 from pad_dist.compare.jobs import Job
 from pad_dist.entry import STOPPED_STATUS, print_stopped
@@ -96,7 +96,7 @@ def _ready(waiting: Sequence[tuple[Job, Stages]], running: Sequence[_Running]) -
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
-    Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(job.config.out)
     with open(job.log, "ab") as log:
         log.write(f"$ {job.line()}\n".encode())
         log.flush()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pad_dist.compare.config import load_comparison
 from pad_dist.compare.document import write_document
 from pad_dist.compare.jobs import data_jobs, run_jobs
 from pad_dist.compare.records import collect, is_recorded
+from pad_dist.compare.results import read_run
 from pad_dist.evaluation.rank_file import RankFile
 from tests.support.tiny_run import ROOT, RUN
 
@@ -55,6 +57,7 @@ def write_configs(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(RUN))
     (folder / "all.yaml").write_text(yaml.safe_dump(COMPARISON, sort_keys=False))
     (folder / "readings.md").write_text("Readings: *as they are*.\n")
+    (folder / "latin.md").write_bytes("caf\xe9\n".encode("latin-1"))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,20 @@ def test_what_alignment_forgets_is_measured(first: subprocess.CompletedProcess[s
     assert "### Forgetting" in (folder / "RESULTS.md").read_text()
 
 
+def test_what_an_earlier_align_stage_forgot_is_not_taken_for_this_ones(
+    first: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    shutil.copytree(place(folder, "whole"), tmp_path / "run")
+    comparison = load_comparison("all.yaml")
+    whole = run_jobs(comparison, data_jobs(comparison))[0]
+    copied = replace(whole, config=whole.config.model_copy(update={"out": str(tmp_path / "run")}))
+    found = read_run(copied).forgetting
+    assert found is not None
+    (tmp_path / "run/align/forgetting.json").write_text(json.dumps({**found, "mark": "of another training"}))
+    assert read_run(copied).forgetting is None
+
+
 def test_a_second_call_runs_only_what_failed_and_writes_the_same(
     first: subprocess.CompletedProcess[str], folder: Path
 ) -> None:
@@ -209,6 +226,11 @@ def test_the_document_of_the_repository_is_what_its_records_give(monkeypatch: py
         ({"sedes": [1]}, "unknown key sedes; did you mean seeds?"),
         ({"seeds": [1, 1]}, "names one twice"),
         ({"readings": "nowhere.md"}, "readings=nowhere.md does not exist"),
+        ({"readings": "latin.md"}, "readings=latin.md is no text in UTF-8"),
+        (
+            {"methods": {**METHODS, "a": {"overrides": ["evaluation.cold_max_frequency=3"]}}},
+            "method a changes evaluation.cold_max_frequency",
+        ),
     ],
 )
 def test_a_mistake_in_the_comparison_is_one_line_before_any_work(

@@ -75,14 +75,22 @@ def test_a_record_of_other_settings_or_of_earlier_data_is_none(tmp_path: Path) -
     # What the stages of the method do not read changes nothing, nor does where it runs.
     assert is_recorded(here, job(tmp_path, align={"gamma": 0.7}, training={"world_size": 2}, text={"batch_size": 9}))
     assert is_recorded(here, job(tmp_path, text={"transform": "none"}))
-    for change in ({"pretrain": {"lr": 0.5}}, {"model": {"dim": 32}}, {"evaluation": {"cold_max_frequency": 3}}):
+    assert is_recorded(here, job(tmp_path, data={"interactions": "elsewhere.csv", "spark_master": "local[1]"}))
+    for change in (
+        {"pretrain": {"lr": 0.5}},
+        {"model": {"dim": 32}},
+        {"evaluation": {"cold_max_frequency": 3}},
+        {"data": {"min_interactions": 6}},
+        {"data": {"synthetic": {"items": 300}}},
+    ):
         assert not is_recorded(here, job(tmp_path, **change))
     texts = job(tmp_path, method="text", text={"batch_size": 9})
     write_record(here, texts, finished(0))
     assert is_recorded(here, job(tmp_path, method="text"))
     assert not is_recorded(here, job(tmp_path, method="text", text={"transform": "none"}))
     write_record(here, job(tmp_path), finished(0))
-    storage.write_json(f"{here.results}/shop/data.json", {"dataset": "cd" * 32, "timings": {}, "targets": {}})
+    kept = storage.read_json(f"{here.results}/shop/data.json")
+    storage.write_json(f"{here.results}/shop/data.json", {**kept, "dataset": "cd" * 32})
     assert not is_recorded(here, job(tmp_path))
 
 

@@ -87,6 +87,12 @@ def test_no_more_run_at_a_time_than_asked_for(tmp_path: Path) -> None:
     assert [line.rpartition(": ")[2][:5] for line in said] == ["start", "done "] * 3
 
 
+def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/a cannot be written, choose another place"):
+        run_all([small(tmp_path / "file", "a", {})], 1, print)
+
+
 def test_a_signal_ends_the_runs_and_starts_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
 
