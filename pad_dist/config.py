@@ -204,17 +204,8 @@ class Config(Section):
     def _check(self) -> Self:
         if self.method == "ctrl" and self.model.dim % self.ctrl.sub_vectors:
             raise ValueError(f"ctrl.sub_vectors={self.ctrl.sub_vectors} must divide model.dim={self.model.dim}")
-        loss, last = self.training.loss, self.disentangle
-        for key, needs in {"mix=log_probabilities": last.mix != "logits", "loss=ndcg": last.loss == "ndcg"}.items():
-            if needs and loss.kind in ("bce", "gbce"):
-                raise ValueError(
-                    f"disentangle.{key} needs a softmax, not training.loss.kind={loss.kind}: leave one of them out"
-                )
-            if needs and loss.in_batch and not loss.log_q:
-                raise ValueError(
-                    f"disentangle.{key} needs negatives of known odds: set training.loss.log_q=true, or "
-                    "training.loss.in_batch=0"
-                )
+        if self.method == "pad":
+            self._check_mixture()
         averaged = [name for name in get_args(StageName) if self.sparse.uvm and self.stage(name).average]
         if averaged:
             raise ValueError(
@@ -233,6 +224,29 @@ class Config(Section):
         if self.continue_from and os.path.realpath(self.continue_from) == os.path.realpath(self.out):
             raise ValueError(f"continue_from={self.continue_from} is where this run writes: give it another --out")
         return self
+
+    def _check_mixture(self) -> None:
+        """That the training loss's negatives are such as the last stage needs."""
+        loss, last = self.training.loss, self.disentangle
+        # What of the stage estimates a sum over the catalogue, and what to set in its place.
+        sums = {}
+        if last.mix == "log_probabilities":
+            sums["disentangle.mix=log_probabilities"] = "disentangle.mix=logits"
+        if last.loss == "ndcg":
+            power = " disentangle.rare_power=0" if last.rare_power else ""
+            sums["disentangle.loss=ndcg"] = f"disentangle.loss=recommendation{power}"
+        needing, instead = " and ".join(sums), " ".join(sums.values())
+        if sums and loss.kind in ("bce", "gbce"):
+            raise ValueError(f"{needing} needs a softmax, not training.loss.kind={loss.kind}: set {instead}")
+        if loss.in_batch and last.targets == "valid" and (sums or loss.log_q):
+            raise ValueError(
+                "training.loss.in_batch draws from the targets, and the odds of validation targets are not known: set "
+                "training.loss.in_batch=0, or disentangle.targets=train"
+            )
+        if sums and loss.in_batch and not loss.log_q:
+            raise ValueError(
+                f"{needing} needs negatives of known odds: set training.loss.log_q=true, or training.loss.in_batch=0"
+            )
 
     @field_validator("out")
     @classmethod

@@ -65,7 +65,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.dim % self.heads:
+        if self.backbone in ("sasrec", "ligr") and self.dim % self.heads:
             raise ValueError("model.heads must divide model.dim")
         return self
 

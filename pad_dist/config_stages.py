@@ -42,7 +42,8 @@ class AlignConfig(StageConfig):
     gamma: float = Field(0.2, ge=0)
     """Weight of the alignment; 0 leaves it out."""
     item_share: float = Field(1.0, gt=0, le=1)
-    """Share of items, redrawn per step by hash, that enter the alignment, CTRL's too; 1 is the paper's."""
+    """Share of items, redrawn per step by hash, that enter the alignment, CTRL's too; of padding that share of its
+    occurrences; 1 is the paper's."""
     kernel: KernelName = "gaussian_mixture"
     """Of MK-MMD, m being the mean squared distance of all pairs. `gaussian_mixture`: exp(-|x - y|^2 / (2 a m)) summed
     over a = 1/8, 1/4, ..., 2 (the paper's); `gaussian`: a = 1; `laplace`: exp(-|x - y| / sqrt(m)), Euclidean;
@@ -73,7 +74,7 @@ class DisentangleConfig(StageConfig):
     trained_text: bool = False
     """Train the text expert alone first, in stage `pretrain_text`, and start from it; the paper's starts at random."""
     freeze: tuple[ExpertName, ...] = ()
-    """Experts kept as they come; the paper freezes none. All of them: the gate alone learns; needs trained_text."""
+    """Experts kept as they come, text only with trained_text; the paper freezes none. All: the gate alone learns."""
     expert_loss: float = Field(0.0, ge=0)
     """Weight of each trained expert's own loss beside the mixture's; the paper's is 0."""
     mix: Literal["logits", "log_probabilities"] = "logits"
@@ -84,7 +85,8 @@ class DisentangleConfig(StageConfig):
     those of training an expert that has overfitted looks best."""
     loss: Literal["recommendation", "ndcg"] = "recommendation"
     """What the mixture learns from: `training.loss` (the paper's), or a smooth ndcg of the target among the negatives
-    (ApproxNDCG), which is what a gate is chosen by and which asks little of the scores' scale."""
+    (ApproxNDCG), close to what a gate is chosen by (that leaves the user's own items out, this does not); it asks
+    little of the scores' scale."""
     ndcg_temperature: float = Field(0.1, gt=0)
     """Divides the differences of scores (ndcg): the lower, the nearer to ndcg and the fewer targets teach."""
     rare_power: float = Field(0.0, ge=0)
@@ -103,11 +105,15 @@ class DisentangleConfig(StageConfig):
             raise ValueError(f"freeze={list(self.freeze)} must be some of experts={list(self.experts)}")
         if "neighbours" in self.freeze:
             raise ValueError("neighbours has no weights to freeze: leave it out of freeze")
-        untrained = "text" in self.experts and not self.trained_text
-        if not self.trained and (self.gate == "none" or untrained):
+        if "text" in self.freeze and not self.trained_text:
+            raise ValueError(
+                f"freeze={list(self.freeze)} keeps a text expert that nothing has trained: set trained_text=true, or "
+                "leave text out"
+            )
+        if not self.trained and self.gate == "none":
             raise ValueError(
                 f"freeze={list(self.freeze)} is all of the experts that learn, which leaves the gate to learn: that "
-                "needs gate=frequency or smooth, and trained_text=true for the text expert"
+                "needs gate=frequency or smooth"
             )
         if self.rare_power and self.loss != "ndcg":
             raise ValueError(f"rare_power={self.rare_power:g} belongs to loss=ndcg: set that, or leave it 0")

@@ -15,16 +15,8 @@ from pad_dist.evaluation.evaluate import Metrics, evaluate_stage, validate
 from pad_dist.evaluation.forgetting import measure_forgetting
 from pad_dist.evaluation.rank_file import RankFile
 from pad_dist.evaluation.report import console, metrics_table, print_forgetting
-from pad_dist.stages.parts import (
-    check_ready,
-    command,
-    evaluation_mark,
-    is_trained,
-    other_settings,
-    ranked_stages,
-    stage_dir,
-    stages,
-)
+from pad_dist.stages.fingerprint import check_ready, evaluation_mark, is_trained, other_settings
+from pad_dist.stages.parts import command, ranked_stages, stage_dir, stages
 from pad_dist.stages.train import train_stage
 from pad_dist.stages.trained_on import other_version
 from pad_dist.training.ranks import Ranks, launched

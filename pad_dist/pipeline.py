@@ -34,17 +34,8 @@ from pad_dist.errors import UserError
 from pad_dist.evaluation.report import build_report, write_report
 from pad_dist.local_ranks import run_ranks
 from pad_dist.stages.earlier import earlier
-from pad_dist.stages.parts import (
-    evaluation_mark,
-    fingerprint,
-    is_trained,
-    main_scorer,
-    parts,
-    ranked_stages,
-    reads_text,
-    stage_dir,
-    stages,
-)
+from pad_dist.stages.fingerprint import evaluation_mark, fingerprint, is_trained
+from pad_dist.stages.parts import main_scorer, parts, ranked_stages, reads_text, stage_dir, stages
 from pad_dist.stages.reuse import finished_elsewhere, take_over
 from pad_dist.training.ranks import device_kind
 

@@ -238,3 +238,17 @@ def test_every_key_is_read_by_the_code() -> None:
     known = {key for file in SECTIONS for section in classes(file) for key in keys(section)}
     assert known - read == set()
     assert "item_share" in known and "time_format" in known
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("loss", ["{kind: bce}", "{kind: gbce}", "{kind: sampled_softmax, in_batch: 64}"])
+def test_the_loss_of_a_method_without_a_mixture_is_its_own_choice(path: Path, loss: str) -> None:
+    for method in ("id", "rlmrec_con"):
+        load_config(str(path), [f"method={method}", f"training.loss={loss}"])
+
+
+def test_heads_are_asked_of_backbones_that_have_them_alone() -> None:
+    for backbone in ("gru4rec", "caser"):
+        parse_config({"name": "x", "model": {"heads": 3, "backbone": backbone}}, "c")
+    for backbone in ("sasrec", "ligr"):
+        assert "model.heads must divide model.dim" in refusal({"model": {"heads": 3, "backbone": backbone}})

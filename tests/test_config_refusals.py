@@ -35,12 +35,12 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ({"model": {"dim": 6, "heads": 1}}, "model.dim=6 must be a multiple of 4 for TorchRec tables"),
         ({"align": {"gamma": float("inf")}}, "align.gamma: Input should be a finite number"),
         (
-            {"disentangle": {"freeze": ["id", "aligned", "text"]}},
-            "is all of the experts that learn, which leaves the gate to learn",
+            {"disentangle": {"freeze": ["text"]}},
+            "freeze=['text'] keeps a text expert that nothing has trained: set trained_text=true",
         ),
         (
             {"disentangle": {"freeze": ["id", "aligned", "text"], "trained_text": True, "gate": "none"}},
-            "that needs gate=frequency or smooth, and trained_text=true for the text expert",
+            "is all of the experts that learn, which leaves the gate to learn: that needs gate=frequency or smooth",
         ),
         ({"disentangle": {"trained_text": True, "experts": ["id", "aligned"]}}, "but text is not one of experts"),
         ({"disentangle": {"freeze": ["neighbours"]}}, "freeze=['neighbours'] must be some of experts="),
@@ -55,12 +55,26 @@ def test_data_and_text_settings_that_contradict_one_another(values: dict[str, ob
         ),
         (
             {"disentangle": {"loss": "ndcg"}, "training": {"loss": {"kind": "gbce"}}},
-            "disentangle.loss=ndcg needs a softmax, not training.loss.kind=gbce",
+            "disentangle.loss=ndcg needs a softmax, not training.loss.kind=gbce: set disentangle.loss=recommendation",
+        ),
+        (
+            {
+                "disentangle": {"mix": "log_probabilities", "loss": "ndcg", "rare_power": 0.5},
+                "training": {"loss": {"kind": "bce"}},
+            },
+            "set disentangle.mix=logits disentangle.loss=recommendation disentangle.rare_power=0",
         ),
         ({"disentangle": {"rare_power": 0.5}}, "rare_power=0.5 belongs to loss=ndcg"),
         (
             {"disentangle": {"mix": "log_probabilities"}, "training": {"loss": {"in_batch": 8}}},
             "needs negatives of known odds: set training.loss.log_q=true",
+        ),
+        (
+            {
+                "disentangle": {"freeze": ["id", "aligned", "text"], "trained_text": True, "targets": "valid"},
+                "training": {"loss": {"in_batch": 8, "log_q": True}},
+            },
+            "the odds of validation targets are not known: set training.loss.in_batch=0",
         ),
         ({"method": "bert4rec"}, "method: Input should be 'id', 'text', 'whitenrec'"),
         ({"method": "ctrl", "ctrl": {"sub_vectors": 3}}, "ctrl.sub_vectors=3 must divide model.dim=128"),

@@ -192,9 +192,12 @@ def _key_problems(key: str, value: str) -> list[str]:
         kinds = (fields[part].annotation, *get_args(fields[part].annotation))
     if not value:
         return []
-    # A value may fit only the paper's preset, or only the one that goes beyond it.
-    presets = [str(ROOT / "configs" / name) for name in ("paper_prime_pantry.yaml", "prime_pantry.yaml")]
-    wrong = [_refused(load_config, preset, [f"{key}={value}"]) for preset in presets]
+    # A value may fit only the paper's preset, or with a text expert of its own, or only the one that goes beyond it.
+    fits = [("paper_prime_pantry",), ("paper_prime_pantry", "disentangle.trained_text=true"), ("prime_pantry",)]
+    wrong = [
+        _refused(load_config, str(ROOT / f"configs/{preset}.yaml"), [*beside, f"{key}={value}"])
+        for preset, *beside in fits
+    ]
     return wrong[0] if all(wrong) else []
 
 

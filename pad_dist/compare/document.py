@@ -34,15 +34,22 @@ pad-dist compare --config {config}
 GAINS = """\
 ### {ours} against the others
 
-Best baseline by validation hr@10: {valid}; on test hr@10 it is {test}. Paired bootstrap over the {users} test users,
-{cold} of them with a cold target: the seeds that both methods ran, averaged per user first, {resamples:,} resamples,
-two-sided p.
+Best baseline by validation hr@10, which stands for all metrics: {valid}; on test hr@10 it is {test}. Paired bootstrap
+over the {users} test users, {cold} of them with a cold target: the seeds that both methods ran, averaged per user
+first, {resamples:,} resamples, two-sided p. That and the interval over users are of the models as they were trained:
+two seeds of one method often differ with p < .05. The interval over seeds, Student's t on their differences, holds the
+spread of training instead.
+"""
+ANEW = """\
+Not the very stages of {ours}, but trained anew with the same settings on another machine or by other code, so that the
+differences to {ours} hold a spread of training too: {methods}.
 """
 FORGETTING = """\
 ### Forgetting
 
-Test hr@10 of the ID part alone: before alignment; of the frozen original, which stays beside the aligned one; and of
-the aligned table without text, with its own encoder. Change: the last against the first. Tau: Kendall's tau-b between
+Test hr@10 of the ID part alone: before alignment; of the frozen original, the same pretrain stage evaluated once more,
+which a mixture with `id` in `disentangle.freeze` serves as it is; and of the aligned table without text, with its own
+encoder. Change: the last against the first. Tau: Kendall's tau-b between
 the distances of items before and after, by frequency bin of the item.
 """
 SECONDS = """\
@@ -116,7 +123,10 @@ def _gains(result: DatasetResult, some: RunResult) -> list[str]:
     head = GAINS.format(**names, users=users, cold=cold, resamples=RESAMPLES)
     first: dict[str, MethodResult] = {method.name: method for method in (valid, test)}
     rest = [method for method in result.methods if method.name not in (result.ours, *first)]
-    return [head, *gains_table(result, [*first.values(), *rest])]
+    others = [*first.values(), *rest]
+    anew = {method.name: stages for method in others if (stages := result.trained_anew(method))}
+    methods = "; ".join(f"{name} ({', '.join(stages)})" for name, stages in anew.items())
+    return [head, *gains_table(result, others), *([ANEW.format(ours=result.ours, methods=methods)] if anew else [])]
 
 
 def _environment(results: Sequence[DatasetResult]) -> list[str]:

@@ -20,7 +20,8 @@ from pad_dist.data.text_table import recipe_name
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import K
 from pad_dist.evaluation.rank_file import MOST, Ints, RankFile, SplitRanks
-from pad_dist.stages.parts import needs_text, parts, stage_settings, stages
+from pad_dist.stages.fingerprint import stage_settings
+from pad_dist.stages.parts import needs_text, parts, stages
 
 Record = dict[str, Any]
 """Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all that `RunResult` holds, and `places`, by
@@ -91,8 +92,8 @@ def read_record(comparison: Comparison, job: Job) -> RunResult | None:
         if not (made_so and about["dataset"]["hash"] == data["dataset"] and _built(job) in (None, data["dataset"])):
             return None
         splits = {name: _split(record, data["targets"][name], places) for name, places in record["places"].items()}
-        ranks, order = RankFile(splits, "", data["dataset"]), tuple(stages(job.config))
-        return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], order, record["forgetting"])
+        ranks, settings = RankFile(splits, "", data["dataset"]), _settings(job)["stages"]
+        return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], settings, record["forgetting"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{url} or {data_url} is damaged ({error}): remove it, and do the run again") from None
 

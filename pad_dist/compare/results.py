@@ -13,8 +13,9 @@ from pad_dist import storage
 from pad_dist.compare.jobs import Job
 from pad_dist.errors import UserError
 from pad_dist.evaluation.rank_file import RankFile, SplitRanks
-from pad_dist.evaluation.significance import Paired, paired_bootstrap
-from pad_dist.stages.parts import evaluation_mark
+from pad_dist.evaluation.significance import Paired, mean_interval, paired_bootstrap
+from pad_dist.stages.fingerprint import evaluation_mark, stage_settings
+from pad_dist.stages.parts import stages as stages_of
 
 METRICS = ("hr@10", "ndcg@10")
 Values = NDArray[np.float64]
@@ -46,7 +47,8 @@ class RunResult:
     scorer: str
     report: dict[str, Any]
     timings: dict[str, float]
-    stages: tuple[str, ...]
+    stages: dict[str, Any]
+    """In their order, with the settings of each."""
     forgetting: dict[str, Any] | None
 
     def per_user(self, split: str, metric: str) -> Values:
@@ -115,9 +117,27 @@ class DatasetResult:
             return None
         return paired_bootstrap(ours.every_user("test", metric, part), theirs.every_user("test", metric, part))
 
+    def over_seeds(self, other: MethodResult, metric: str, part: Slice) -> tuple[float, float] | None:
+        """95 % interval of ours minus another method on test, the seeds that both ran being the unit."""
+        ours, theirs = (one.of_seeds(self.common_seeds(other)) for one in (self.our_method, other))
+        return mean_interval(np.subtract(ours.means("test", metric, part), theirs.means("test", metric, part)))
+
     def common_seeds(self, other: MethodResult) -> set[int]:
         """Of which both our method and the other have a finished run."""
         return {run.seed for run in self.our_method.runs} & {run.seed for run in other.runs}
+
+    def trained_anew(self, other: MethodResult) -> list[str]:
+        """The stages that our runs have with the same settings, but trained on another machine or by other code."""
+        theirs = {run.seed: run for run in other.runs}
+        found: dict[str, None] = {}
+        for ours, its in ((run, theirs[run.seed]) for run in self.our_method.runs if run.seed in theirs):
+            where, there = (run.report["environment"]["stages"] for run in (ours, its))
+            for stage, settings in ((name, settings) for name, settings in ours.stages.items() if name in its.stages):
+                if its.stages[stage] != settings:
+                    break  # what comes after it may start from it
+                if any(where[stage].get(fact) != there[stage].get(fact) for fact in ("commit", "machine")):
+                    found[stage] = None
+        return list(found)
 
 
 def read_run(job: Job) -> RunResult:
@@ -126,7 +146,7 @@ def read_run(job: Job) -> RunResult:
     Raises:
         UserError: one is missing or damaged, or the ranks do not give the metrics beside them.
     """
-    out, stages = job.config.out, tuple(job.stages())
+    out, stages = job.config.out, stages_of(job.config)
     last = f"{out}/{stages[-1]}"
     evaluation, ranks = storage.read_json(f"{last}/evaluation.json"), RankFile.read(f"{last}/ranks.safetensors")
     alone = [name for name in evaluation["scores"] if name not in ("mixture", "popularity")]
@@ -143,4 +163,5 @@ def read_run(job: Job) -> RunResult:
     if kept is not None and kept["mark"] != evaluation_mark(job.config, "align"):
         kept = None  # of an align stage that was there before
     report = storage.read_json(f"{out}/report.json")
-    return RunResult(job.seed, ranks, scorer, report, report["timings_s"], stages, kept)
+    settings: dict[str, Any] = {stage: stage_settings(job.config, stage) for stage in stages}
+    return RunResult(job.seed, ranks, scorer, report, report["timings_s"], settings, kept)

@@ -62,13 +62,16 @@ def gains_table(result: DatasetResult, others: Sequence[MethodResult]) -> list[s
             for metric in METRICS:
                 found = result.against(other, metric, part)
                 if found is None:
-                    rows.append([other.name, seeds, where, metric, *["-"] * 4])
+                    rows.append([other.name, seeds, where, metric, *["-"] * 5])
                     continue
                 relative = "-" if found.relative is None else f"{found.relative:+.2%}"
-                interval = f"{found.low:+.4f} to {found.high:+.4f}"
+                users = f"{found.low:+.4f} to {found.high:+.4f}"
+                over_seeds = result.over_seeds(other, metric, part)
+                trained = "-" if over_seeds is None else f"{over_seeds[0]:+.4f} to {over_seeds[1]:+.4f}"
                 gain = f"{found.difference:+.4f}"
-                rows.append([other.name, seeds, where, metric, gain, relative, interval, f"{found.p:.4f}"])
-    return table(["against", "seeds", "targets", "metric", "difference", "relative", "95 % interval", "p"], rows)
+                rows.append([other.name, seeds, where, metric, gain, relative, users, f"{found.p:.4f}", trained])
+    header = ["against", "seeds", "targets", "metric", "difference", "relative", "95 % interval, users", "p"]
+    return table([*header, "95 % interval, seeds"], rows)
 
 
 def forgetting_table(result: DatasetResult) -> list[str]:

@@ -54,7 +54,8 @@ def train_batches(
     the [K] ids (the uniform ones, then those in batch), counted on rank 0 alone; the
     catalogue of the full softmax is not drawn, and not counted. With
     `occurrence_share` < 1 only about that share of the items, another one each step,
-    keeps its count; the others have 0.
+    keeps its count; the others have 0, and padding keeps that share of its own, so that
+    it weighs in every step what it weighs with 1.
 
     With `targets` "valid" a sample ends in the user's validation target, which alone is
     `scored`; users who have none take no part.
@@ -174,9 +175,12 @@ def _train_batch(
 
 
 def _sampled(items: Tensor, key: tuple[int, int, int], share: float) -> Tensor:
-    """[U] whether an item is in the step's sample: a hash of (seed, epoch, step, item), alike on every rank."""
+    """[U] 1 for an item in the step's sample, else 0: a hash of (seed, epoch, step, item), alike on every rank; `share`
+    for padding, the first of them."""
     seed, epoch, step = key
-    return torch.from_numpy(hash_share(share, seed, SAMPLED_ITEM, epoch, step, items.numpy()))
+    found = hash_share(share, seed, SAMPLED_ITEM, epoch, step, items.numpy()).astype(np.float32)
+    found[0] = share
+    return torch.from_numpy(found)
 
 
 def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from pad_dist.errors import UserError
 
@@ -59,6 +60,20 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, resamples: int = RESAMPLES, 
     extreme = int((np.abs(means - difference) >= abs(difference) * (1 - 1e-9)).sum())
     relative = difference / base if base else None
     return Paired(len(first), difference, relative, low, high, (extreme + 1) / (resamples + 1))
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, float] | None:
+    """95 % interval of the mean that a few values are drawn around (Student's t); None for fewer than two.
+
+    >>> low, high = mean_interval([0.1, 0.2, 0.3])
+    >>> round(low, 4), round(high, 4)
+    (-0.0484, 0.4484)
+    """
+    found = np.asarray(values, np.float64)
+    if len(found) < 2:
+        return None
+    mean, half = found.mean(), stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    return float(mean - half), float(mean + half)
 
 
 def _per_user(values: ArrayLike) -> NDArray[np.float64]:

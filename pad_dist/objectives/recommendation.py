@@ -73,7 +73,7 @@ def softmax_sum(
     A negative that is the position's own target is left out of that position; the catalogue, each item
     once, gives the full softmax. With `expected` each negative stands for the items that were not drawn
     (log-Q correction): the sum of exponentials is then an unbiased estimate of that over the catalogue,
-    however negatives are drawn.
+    however negatives are drawn, if `expected` is right.
 
     Args:
         users: [P, D].
@@ -108,7 +108,7 @@ def approx_ndcg_sum(
 
     There is one relevant item, so ndcg = 1 / log2(1 + rank). The rank is 1 + the sum over the other items of
     sigmoid((score - the target's) / temperature), in which each of K shared negatives stands for the items that were
-    not drawn; the catalogue gives it whole.
+    not drawn; the catalogue gives it whole. The user's own items count too, which the ndcg of an evaluation leaves out.
 
     Args:
         users: [P, D].

@@ -9,7 +9,8 @@ from pad_dist import storage
 from pad_dist.config import Config, StageName
 from pad_dist.errors import UserError
 from pad_dist.stages.differences import differences
-from pad_dist.stages.parts import checkpoint_dir, made_from
+from pad_dist.stages.fingerprint import made_from
+from pad_dist.stages.parts import checkpoint_dir
 from pad_dist.training.checkpoint import (
     checkpoint_meta,
     complete_steps,

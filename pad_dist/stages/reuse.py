@@ -8,7 +8,8 @@ from pathlib import Path
 from pad_dist import storage
 from pad_dist.config import Config, StageName
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import fingerprint, stage_dir
+from pad_dist.stages.fingerprint import fingerprint
+from pad_dist.stages.parts import stage_dir
 from pad_dist.training.checkpoint import best_checkpoint
 
 _OWN = ("LOCK", "evaluation.json", "ranks.safetensors", "forgetting.json", "*.tmp")

@@ -24,12 +24,12 @@ from pad_dist.sparse.text_rows import TextRows
 from pad_dist.sparse.text_start import fill_from_text
 from pad_dist.stages.differences import differences
 from pad_dist.stages.earlier import earlier
+from pad_dist.stages.fingerprint import made_from
 from pad_dist.stages.parts import (
     checkpoint_dir,
     command,
     frozen_experts,
     inherits,
-    made_from,
     main_scorer,
     needs_text,
     parts,

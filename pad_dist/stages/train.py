@@ -20,8 +20,9 @@ from pad_dist.data.order import epoch_batches, steps_per_epoch
 from pad_dist.environment import environment
 from pad_dist.errors import UserError
 from pad_dist.model.pad import Pad
+from pad_dist.stages.fingerprint import fingerprint, made_from
 from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.parts import checkpoint_dir, fingerprint, made_from, parts, stage_dir
+from pad_dist.stages.parts import checkpoint_dir, parts, stage_dir
 from pad_dist.stages.resume import checkpoint_to_resume
 from pad_dist.stages.scored import ScoredWeights
 from pad_dist.stages.system import System, build_system, initialise

@@ -123,7 +123,7 @@ def test_the_document_holds_what_the_runs_found(first: subprocess.CompletedProce
     expected += [mixture["test"]["cold"]["hr@10"], mixture["test"]["cold"]["ndcg@10"]]
     assert cells[:5] == [f"{value:.4f}" for value in expected]
     assert "\nMissing: broken.\n" in text
-    assert "Best baseline by validation hr@10: no_gate" in text
+    assert "Best baseline by validation hr@10, which stands for all metrics: no_gate" in text
     assert report["environment"]["commit"] is None or report["environment"]["commit"] in text
 
 

@@ -44,7 +44,7 @@ def finished(seed: int, dataset: str = HASH) -> RunResult:
 
     report = {"dataset": {"users": USERS, "hash": dataset}, "environment": {"stages": {"pretrain": {}}, "commit": "c"}}
     splits = {"valid": split(), "test": split()}
-    return RunResult(seed, RankFile(splits, "m", dataset), "id", report, {"pretrain": 3.5}, ("pretrain",), None)
+    return RunResult(seed, RankFile(splits, "m", dataset), "id", report, {"pretrain": 3.5}, {"pretrain": {}}, None)
 
 
 @pytest.mark.parametrize(("seed", "cold"), [(0, 5), (1, 0), (2, 400)])
@@ -63,7 +63,7 @@ def test_a_record_gives_every_users_metrics_and_the_class_of_every_target(tmp_pa
                 ((after.frequency >= low) & (after.frequency <= high))
                 == ((before.frequency >= low) & (before.frequency <= high))
             ).all()
-    assert (read.seed, read.scorer, read.timings, read.stages) == (1, "id", {"pretrain": 3.5}, ("pretrain",))
+    assert (read.seed, read.scorer, read.timings, list(read.stages)) == (1, "id", {"pretrain": 3.5}, ["pretrain"])
     assert read.report["dataset"] == run.report["dataset"] and read.forgetting is None
 
 

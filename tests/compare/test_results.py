@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_rel
 
 from pad_dist.compare.config import Comparison
 from pad_dist.compare.document import write_document
@@ -38,7 +39,7 @@ def run(seed: int, valid: float, test: float) -> RunResult:
     dataset = {"users": USERS, "items": 50, "interactions": 4000, "hash": "0123456789abcdef"}
     report = {"dataset": dataset, "environment": environment}
     timings = {"pretrain": 10.0 * seed, "evaluate": 1.0}
-    return RunResult(seed, RankFile(splits, "m", "d"), "mixture", report, timings, ("pretrain",), None)
+    return RunResult(seed, RankFile(splits, "m", "d"), "mixture", report, timings, {"pretrain": {}}, None)
 
 
 def method(name: str, role: str, valid: float, test: float, seeds: int = 3) -> MethodResult:
@@ -85,12 +86,15 @@ def test_the_best_baseline_is_chosen_on_validation_and_the_best_on_test_is_anoth
 
 def test_gains_are_paired_over_users(result: DatasetResult) -> None:
     rows = gains_table(result, [result.methods[1], result.methods[4]])
-    seeds, _, _, difference, relative, interval, p = cells(rows, "steady")[1:]
+    seeds, _, _, difference, relative, interval, p, over_seeds = cells(rows, "steady")[1:]
     ours, other = (np.mean(m.means("test", "hr@10", lambda s: np.ones(USERS, bool))) for m in result.methods[:2])
     assert difference == f"{ours - other:+.4f}" and relative == f"{ours / other - 1:+.2%}"
     low, high = (float(value) for value in interval.split(" to "))
     assert low < ours - other < high and low > 0 and p == "0.0001" and seeds == "3"
     assert {line.split()[1] for line in rows[2:-1]} == {"steady"}
+    hits = [[float(r.per_user("test", "hr@10").mean()) for r in method.runs] for method in result.methods[:2]]
+    expected = ttest_rel(*hits).confidence_interval(0.95)
+    assert over_seeds == f"{expected.low:+.4f} to {expected.high:+.4f}"
 
 
 def test_a_method_with_fewer_runs_is_compared_on_its_own_seeds(result: DatasetResult) -> None:
@@ -100,7 +104,38 @@ def test_a_method_with_fewer_runs_is_compared_on_its_own_seeds(result: DatasetRe
     assert cells(gains_table(result, [lucky]), "lucky")[1:5] == ["2", "all", "hr@10", f"{first_two - other:+.4f}"]
 
     apart = replace(lucky, runs=(run(9, 0.2, 0.45),))
-    assert cells(gains_table(result, [apart]), "lucky")[1:] == ["0", "all", "hr@10", *["-"] * 4]
+    assert cells(gains_table(result, [apart]), "lucky")[1:] == ["0", "all", "hr@10", *["-"] * 5]
+    single = replace(lucky, runs=lucky.runs[:1])
+    assert cells(gains_table(result, [single]), "lucky")[-1] == "-"
+
+
+def test_stages_that_were_trained_anew_elsewhere_are_named(result: DatasetResult) -> None:
+    names = ("pretrain", "align", "pretrain_text", "disentangle")
+
+    def made(name: str, role: str, seed: int = 1, machine: str = "here", **changed: str | None) -> MethodResult:
+        one = run(seed, 0.5, 0.5)
+        kept = [stage for stage in names if changed.get(stage, "") is not None]
+        one.report["environment"]["stages"] = {stage: {"commit": "c", "machine": machine} for stage in kept}
+        return MethodResult(name, role, (replace(one, stages={n: changed.get(n, "same") for n in kept}),), 3)
+
+    ours, same = made("mine", "ours"), made("same", "baseline", disentangle="other")
+    whole = replace(result, methods=(ours, same))
+    assert whole.trained_anew(same) == [] == whole.trained_anew(made("later", "baseline", 2, "there"))
+    found = {
+        ("there",): ["pretrain", "align", "pretrain_text", "disentangle"],
+        ("there", "align"): ["pretrain"],
+        ("there", "pretrain"): [],
+    }
+    for (machine, *other), stages in found.items():
+        assert whole.trained_anew(made("a", "ablation", 1, machine, **dict.fromkeys(other, "other"))) == stages
+    two = made("two", "baseline", 1, "there", align=None, disentangle="other")
+    assert whole.trained_anew(two) == ["pretrain", "pretrain_text"]
+    comparison = Comparison.model_validate(
+        {"out": "o", "datasets": {"shop": {"config": "c"}}, "methods": {"mine": {"role": "ours"}}, "seeds": [1]}
+    )
+    text = write_document(comparison, "x.yaml", [replace(result, methods=(ours, same, two))])
+    assert "hold a spread of training too: two (pretrain, pretrain_text)." in text
+    assert "trained anew" not in write_document(comparison, "x.yaml", [whole])
 
 
 def test_frequencies_split_the_users_and_an_empty_bin_is_no_missing_run(result: DatasetResult) -> None:
@@ -134,7 +169,7 @@ def test_the_document_of_no_run_says_so(result: DatasetResult, tmp_path: Path) -
     }
     comparison = Comparison.model_validate({**values, "seeds": [1, 2, 3]})
     text = write_document(comparison, "x.yaml", [result])
-    assert "Best baseline by validation hr@10: steady; on test hr@10 it is lucky." in text
+    assert "which stands for all metrics: steady; on test hr@10 it is lucky." in text
     assert "| commit | c1; c2; c3 |" in text and "| packages.torch | 2 |" in text and "240 of them with a cold" in text
     assert "\nMissing: none.\n" in text
     alone = DatasetResult("shop", (result.our_method,), "mine", 5, {})
@@ -144,17 +179,9 @@ def test_the_document_of_no_run_says_so(result: DatasetResult, tmp_path: Path) -
     assert "No run is finished." in text and "0.0" not in text
 
 
-@dataclass(frozen=True)
-class Finished(Job):
-    """A job of one stage, whose dataset is not asked."""
-
-    def stages(self) -> dict[str, str]:
-        return {"pretrain": "p"}
-
-
 def test_ranks_that_are_not_those_of_the_metrics_are_refused(tmp_path: Path) -> None:
-    config = Config.model_validate({"name": "tiny", "out": str(tmp_path)})
-    job = Finished("shop", "mine", 1, "c.yaml", (), (), config)
+    config = Config.model_validate({"name": "tiny", "out": str(tmp_path), "method": "id"})
+    job = Job("shop", "mine", 1, "c.yaml", (), (), config)
     splits = {split: ranks(0.3, seed) for seed, split in enumerate(("valid", "test"))}
     scores = {
         split: summarize(

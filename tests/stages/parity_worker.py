@@ -17,7 +17,8 @@ limit_threads()
 
 from pad_dist.config import Config, StageName
 from pad_dist.config_file import load_config
-from pad_dist.stages.parts import made_from, stage_dir, stages
+from pad_dist.stages.fingerprint import made_from
+from pad_dist.stages.parts import stage_dir, stages
 from pad_dist.stages.system import build_system, initialise
 from pad_dist.stages.train import Trainer
 from pad_dist.training.engine import full_state

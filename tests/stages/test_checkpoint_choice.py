@@ -20,7 +20,8 @@ from pad_dist.config import Config, SparseConfig
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
 from pad_dist.sparse.tables import TableSpec, build_tables
-from pad_dist.stages.parts import checkpoint_dir, made_from
+from pad_dist.stages.fingerprint import made_from
+from pad_dist.stages.parts import checkpoint_dir
 from pad_dist.stages.resume import checkpoint_to_resume
 from pad_dist.training import lock
 from pad_dist.training.lock import locked

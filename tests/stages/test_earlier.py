@@ -13,7 +13,8 @@ from pad_dist.config_file import load_config
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import check_ready, fingerprint, inherits, made_from
+from pad_dist.stages.fingerprint import check_ready, fingerprint, made_from
+from pad_dist.stages.parts import inherits
 from pad_dist.stages.trained_on import record
 from pad_dist.training.checkpoint import FORMAT
 from tests.support.stages import STAGES

@@ -11,7 +11,7 @@ from pad_dist.config import Config
 from pad_dist.config_file import load_config
 from pad_dist.errors import UserError
 from pad_dist.stages import reuse
-from pad_dist.stages.parts import fingerprint, is_trained
+from pad_dist.stages.fingerprint import fingerprint, is_trained
 from pad_dist.stages.reuse import finished_elsewhere, take_over
 from pad_dist.training.checkpoint import FORMAT
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
