@@ -49,8 +49,8 @@ FORGETTING = """\
 
 Test hr@10 of the ID part alone: before alignment; of the frozen original, the same pretrain stage evaluated once more,
 which a mixture with `id` in `disentangle.freeze` serves as it is; and of the aligned table without text, with its own
-encoder. Change: the last against the first. Tau: Kendall's tau-b between
-the distances of items before and after, by frequency bin of the item.
+encoder. Change: the last against the first. Tau: Kendall's tau-b between the distances of items before and after, by
+frequency bin of the item.
 """
 SECONDS = """\
 ### Seconds

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from pad_dist import storage
 from pad_dist.compare.config import DATA, Comparison
@@ -15,6 +16,8 @@ from pad_dist.data import versions
 from pad_dist.data.text_table import recipe_name
 from pad_dist.errors import UserError
 from pad_dist.pipeline import Run, Step, data_steps, is_stage, last_steps, model_steps, pinned
+from pad_dist.stages.fingerprint import stage_settings
+from pad_dist.stages.parts import inherits, needs_text, parts, stages
 
 _PAD_DIST = (sys.executable, "-c", "from pad_dist.cli import main; main()")
 
@@ -76,9 +79,28 @@ class Job:
                 return False
         return all(step.found() == step.mark() for step in steps)
 
+    def settings(self) -> dict[str, Any]:
+        """Of each stage, in their order, those of the texts that it reads, and what it starts from; known without any
+        data."""
+        found: dict[str, Any] = {}
+        for stage in stages(self.config):
+            reads = needs_text(self.config, stage) or parts(self.config, stage).text_rows
+            found[stage] = {
+                **stage_settings(self.config, stage),
+                "text": text_settings(self.config) if reads else None,
+                "starts from": [before for before, _, _ in inherits(self.config, stage)],
+            }
+        return found
+
     def stages(self) -> dict[str, str]:
         """The fingerprint of each stage, in the order they are trained; the dataset must be there."""
         return {step.name: step.mark() for step in self.steps() if is_stage(step.name)}
+
+
+def text_settings(config: Config) -> dict[str, Any]:
+    """What text vectors are made by, and what training makes of them."""
+    text = config.text
+    return {"vectors": recipe_name(text), "transform": text.transform, "whitening": text.whitening}
 
 
 def data_jobs(comparison: Comparison) -> list[Job]:

@@ -16,19 +16,15 @@ from pad_dist.compare.results import DatasetResult, MethodResult, RunResult, rea
 from pad_dist.data import versions
 from pad_dist.data.dataset import Dataset
 from pad_dist.data.lineage import settings_of
-from pad_dist.data.text_table import recipe_name
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import K
 from pad_dist.evaluation.rank_file import MOST, Ints, RankFile, SplitRanks
-from pad_dist.stages.fingerprint import stage_settings
-from pad_dist.stages.parts import needs_text, parts, stages
 
 Record = dict[str, Any]
 """Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all that `RunResult` holds, and `places`, by
 split the rank of each user's target, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its settings
 and content hash, seconds of its steps, and by split each user's target: its bin, and its train frequency up to one
-above `cold`.
-Columns are little-endian int32, one for each user, deflated and in base64."""
+above `cold`. Columns are little-endian int32, one for each user, deflated and in base64."""
 
 
 def keep_finished(comparison: Comparison, job: Job) -> None:
@@ -92,8 +88,8 @@ def read_record(comparison: Comparison, job: Job) -> RunResult | None:
         if not (made_so and about["dataset"]["hash"] == data["dataset"] and _built(job) in (None, data["dataset"])):
             return None
         splits = {name: _split(record, data["targets"][name], places) for name, places in record["places"].items()}
-        ranks, settings = RankFile(splits, "", data["dataset"]), _settings(job)["stages"]
-        return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], settings, record["forgetting"])
+        ranks, made = RankFile(splits, "", data["dataset"]), job.settings()
+        return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], made, record["forgetting"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{url} or {data_url} is damaged ({error}): remove it, and do the run again") from None
 
@@ -120,15 +116,10 @@ def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
 
 def _settings(job: Job) -> dict[str, Any]:
     """All that a run's result depends on beside its data."""
-    config = job.config
-    found = {name: stage_settings(config, name) for name in stages(config)}
-    reads = any(needs_text(config, name) or parts(config, name).text_rows for name in found)
-    text = {"vectors": recipe_name(config.text), "transform": config.text.transform, "whitening": config.text.whitening}
     return {
-        "stages": found,
-        "text": text if reads else None,
-        "cold": config.evaluation.cold_max_frequency,
-        "continue_from": config.continue_from,
+        "stages": job.settings(),
+        "cold": job.config.evaluation.cold_max_frequency,
+        "continue_from": job.config.continue_from,
     }
 
 

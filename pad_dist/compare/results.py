@@ -14,8 +14,7 @@ from pad_dist.compare.jobs import Job
 from pad_dist.errors import UserError
 from pad_dist.evaluation.rank_file import RankFile, SplitRanks
 from pad_dist.evaluation.significance import Paired, mean_interval, paired_bootstrap
-from pad_dist.stages.fingerprint import evaluation_mark, stage_settings
-from pad_dist.stages.parts import stages as stages_of
+from pad_dist.stages.fingerprint import evaluation_mark
 
 METRICS = ("hr@10", "ndcg@10")
 Values = NDArray[np.float64]
@@ -48,7 +47,7 @@ class RunResult:
     report: dict[str, Any]
     timings: dict[str, float]
     stages: dict[str, Any]
-    """In their order, with the settings of each."""
+    """In their order, with the settings of each, see `Job.settings`."""
     forgetting: dict[str, Any] | None
 
     def per_user(self, split: str, metric: str) -> Values:
@@ -132,9 +131,11 @@ class DatasetResult:
         found: dict[str, None] = {}
         for ours, its in ((run, theirs[run.seed]) for run in self.our_method.runs if run.seed in theirs):
             where, there = (run.report["environment"]["stages"] for run in (ours, its))
-            for stage, settings in ((name, settings) for name, settings in ours.stages.items() if name in its.stages):
-                if its.stages[stage] != settings:
-                    break  # what comes after it may start from it
+            same: set[str] = set()
+            for stage, made in ours.stages.items():
+                if its.stages.get(stage) != made or not same.issuperset(made["starts from"]):
+                    continue
+                same.add(stage)
                 if any(where[stage].get(fact) != there[stage].get(fact) for fact in ("commit", "machine")):
                     found[stage] = None
         return list(found)
@@ -146,8 +147,8 @@ def read_run(job: Job) -> RunResult:
     Raises:
         UserError: one is missing or damaged, or the ranks do not give the metrics beside them.
     """
-    out, stages = job.config.out, stages_of(job.config)
-    last = f"{out}/{stages[-1]}"
+    out, settings = job.config.out, job.settings()
+    last = f"{out}/{[*settings][-1]}"
     evaluation, ranks = storage.read_json(f"{last}/evaluation.json"), RankFile.read(f"{last}/ranks.safetensors")
     alone = [name for name in evaluation["scores"] if name not in ("mixture", "popularity")]
     scorer = "mixture" if "mixture" in evaluation["scores"] else alone[0]
@@ -159,9 +160,8 @@ def read_run(job: Job) -> RunResult:
                 f"{last}: ranks.safetensors is not of the evaluation.json beside it: evaluate the run again"
             )
     forgetting = f"{out}/align/forgetting.json"
-    kept = storage.read_json(forgetting) if "align" in stages and storage.exists(forgetting) else None
+    kept = storage.read_json(forgetting) if "align" in settings and storage.exists(forgetting) else None
     if kept is not None and kept["mark"] != evaluation_mark(job.config, "align"):
         kept = None  # of an align stage that was there before
     report = storage.read_json(f"{out}/report.json")
-    settings: dict[str, Any] = {stage: stage_settings(job.config, stage) for stage in stages}
     return RunResult(job.seed, ranks, scorer, report, report["timings_s"], settings, kept)
