@@ -39,7 +39,9 @@ def run(seed: int, valid: float, test: float) -> RunResult:
     dataset = {"users": USERS, "items": 50, "interactions": 4000, "hash": "0123456789abcdef"}
     report = {"dataset": dataset, "environment": environment}
     timings = {"pretrain": 10.0 * seed, "evaluate": 1.0}
-    return RunResult(seed, RankFile(splits, "m", "d"), "mixture", report, timings, {"pretrain": {"starts from": []}}, None)
+    return RunResult(
+        seed, RankFile(splits, "m", "d"), "mixture", report, timings, {"pretrain": {"starts from": []}}, None
+    )
 
 
 def method(name: str, role: str, valid: float, test: float, seeds: int = 3) -> MethodResult:
