@@ -168,7 +168,8 @@ def test_expert_loss_adds_exactly_the_trained_experts_own_losses() -> None:
 @pytest.mark.parametrize("freeze", [["id"], ["id", "aligned"], ["aligned", "text"]])
 def test_frozen_experts_get_no_gradient_and_the_others_do(freeze: list[str]) -> None:
     model = {"dim": 8, "max_length": 4, "dropout": 0.5}
-    loss = objective("disentangle", config(model=model, disentangle={"freeze": freeze, "expert_loss": 1.0}))
+    last = {"freeze": freeze, "trained_text": "text" in freeze, "expert_loss": 1.0}
+    loss = objective("disentangle", config(model=model, disentangle=last))
     looked_up = rows()
     loss(batch(), looked_up).backward()
     for name in ("id", "aligned", "text"):
