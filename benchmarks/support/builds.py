@@ -182,7 +182,8 @@ def _memory(pid: int) -> Measured:
     jvm = python = worker = 0
     for process in [psutil.Process(pid), *descendants(pid)]:
         try:
-            is_java = process.name() == "java"
+            # By its program: what the JVM forks has the name of a thread, and the JVM's memory, until it runs its own.
+            is_java = Path(process.exe()).name == "java"
             rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
         except (psutil.Error, OSError):
             continue  # has ended
