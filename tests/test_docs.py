@@ -192,12 +192,10 @@ def _key_problems(key: str, value: str) -> list[str]:
         kinds = (fields[part].annotation, *get_args(fields[part].annotation))
     if not value:
         return []
-    # A value may fit only the paper's preset, or with a text expert of its own, or only the one that goes beyond it.
-    fits = [("paper_prime_pantry",), ("paper_prime_pantry", "disentangle.trained_text=true"), ("prime_pantry",)]
-    wrong = [
-        _refused(load_config, str(ROOT / f"configs/{preset}.yaml"), [*beside, f"{key}={value}"])
-        for preset, *beside in fits
-    ]
+    # A value may fit only the paper's preset, or that with a trained text expert, or only the one that goes beyond it.
+    paper, beyond = (str(ROOT / "configs" / name) for name in ("paper_prime_pantry.yaml", "prime_pantry.yaml"))
+    fits = [(paper, []), (paper, ["disentangle.trained_text=true"]), (beyond, [])]
+    wrong = [_refused(load_config, preset, [*beside, f"{key}={value}"]) for preset, beside in fits]
     return wrong[0] if all(wrong) else []
 
 

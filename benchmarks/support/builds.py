@@ -182,8 +182,9 @@ def _memory(pid: int) -> Measured:
     jvm = python = worker = 0
     for process in [psutil.Process(pid), *descendants(pid)]:
         try:
-            # By its program: what the JVM forks has the name of a thread, and the JVM's memory, until it runs its own.
-            is_java = Path(process.exe()).name == "java"
+            is_java = process.name() == "java"
+            if not is_java and Path(process.exe()).name == "java":
+                continue  # a fork of the JVM: a thread's name, the JVM's memory, until it runs its own program
             rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
         except (psutil.Error, OSError):
             continue  # has ended

@@ -84,11 +84,12 @@ def read_record(comparison: Comparison, job: Job) -> RunResult | None:
     record, data = storage.read_json(url), storage.read_json(data_url)
     try:
         about = record["report"]
-        made_so = record["settings"] == _settings(job) and data["settings"] == _data_settings(job)
+        settings = _settings(job)
+        made_so = record["settings"] == settings and data["settings"] == _data_settings(job)
         if not (made_so and about["dataset"]["hash"] == data["dataset"] and _built(job) in (None, data["dataset"])):
             return None
         splits = {name: _split(record, data["targets"][name], places) for name, places in record["places"].items()}
-        ranks, made = RankFile(splits, "", data["dataset"]), job.settings()
+        ranks, made = RankFile(splits, "", data["dataset"]), settings["stages"]
         return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], made, record["forgetting"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{url} or {data_url} is damaged ({error}): remove it, and do the run again") from None
@@ -126,7 +127,7 @@ def _settings(job: Job) -> dict[str, Any]:
 def _data_settings(job: Job) -> dict[str, Any]:
     """What shapes the data set beside the content of its input files."""
     data = job.config.data
-    return {**settings_of(data), "synthetic": data.model_dump(mode="json")["synthetic"]}
+    return {**settings_of(data), "synthetic": data.synthetic and data.synthetic.model_dump(mode="json")}
 
 
 def _built(job: Job) -> str | None:

@@ -23,7 +23,7 @@ EVERY, ONCE_ALIGNED, LAST = set(STAGES), {"align", "disentangle"}, {"disentangle
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a dataset and a config of it."""
-    folder = tmp_path_factory.mktemp("parts")
+    folder = tmp_path_factory.mktemp("fingerprint")
     write_data(folder / "dataset")
     (folder / "run.yaml").write_text(f"name: tiny\nout: {folder}/run\ndataset: {folder}/dataset\n")
     return folder
