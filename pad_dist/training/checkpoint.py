@@ -14,6 +14,7 @@ safetensors or JSON; nothing is unpickled.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -34,8 +35,12 @@ _LIBRARIES = ("torch", "torchrec", "deepspeed")
 
 
 def versions() -> dict[str, str]:
-    """The libraries whose state a checkpoint holds."""
-    return {name: metadata.version(name) for name in _LIBRARIES}
+    """The installed ones of the libraries whose state a checkpoint holds; the torch backend needs no torchrec."""
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def place(directory: str, step: int) -> str:

@@ -114,7 +114,7 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
         UserError: a CUDA run where there is no CUDA device.
     """
     kind = device_kind(config)
-    os.environ["DS_ACCELERATOR"] = kind
+    _accelerate(kind)
     _quieten()
     alone = "RANK" not in os.environ
     os.environ.update(_ALONE if alone else {})
@@ -124,10 +124,8 @@ def launched(config: TrainingConfig) -> Iterator[Ranks]:
     backend, timeouts = "nccl" if kind == "cuda" else "gloo", (config.first_step_timeout_s, config.step_timeout_s)
     # The watch ends a rank that waits too long, and says for whom; the engine's own timeout comes after it.
     timeout = timedelta(seconds=60 + max(timeouts))
-    if alone:
-        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
+    place: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
+    dist.init_process_group(backend, timeout=timeout, device_id=device if kind == "cuda" else None, **place)
     group = dist.group.WORLD
     assert group is not None
     stop, watch = Stop(), Watch(dist.get_rank(), dist.get_world_size(), *timeouts)
@@ -188,6 +186,18 @@ def _leave(watch: Watch) -> None:
 
 
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+def _accelerate(kind: str) -> None:
+    """Let DeepSpeed compute on that kind of device: when imported it has taken a GPU where there is one."""
+    # Imported here, as commands that start no rank need no DeepSpeed.
+    os.environ["DS_ACCELERATOR"] = kind
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+
+    if get_accelerator().device_name() != kind:
+        set_accelerator(CPU_Accelerator() if kind == "cpu" else CUDA_Accelerator())
 
 
 def _quieten() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pad_dist.stages.system import build_system
 from pad_dist.stages.train import Bests
 from pad_dist.training.loop import Best
 from pad_dist.training.ranks import Ranks
+from tests.support.parity import WORKER, write_settings
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -48,6 +50,24 @@ def test_alignments_run_on_the_configured_share_of_the_items(tmp_path: Path) -> 
     shares = json.loads((tmp_path / "shares.json").read_text())
     assert shares["pad align"] == shares["ctrl align"] == pytest.approx(0.3, abs=0.07)  # five standard deviations
     assert shares["pad pretrain"] == shares["pad disentangle"] == 1
+
+
+def test_the_torch_backend_trains_where_neither_torchrec_nor_fbgemm_is_installed(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(("torchrec", "fbgemm")):
+            (packages / entry.name).symlink_to(entry)
+    variant = "0 fp32 method=id sparse.backend=torch"
+    # -S: no other packages than these.
+    command = [sys.executable, "-S", str(WORKER), str(write_settings(tmp_path)), str(tmp_path / "losses.json"), variant]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{packages}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    losses = json.loads((tmp_path / "losses.json").read_text())[variant]["pretrain"]
+    assert losses[-1] < losses[0]
+    (checkpoint,) = (tmp_path / "out").rglob("COMPLETE")
+    assert json.loads(checkpoint.read_text())["versions"].keys() == {"torch", "deepspeed"}
 
 
 def test_a_stage_may_have_a_dropout_of_its_own(tmp_path: Path) -> None:

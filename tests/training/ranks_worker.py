@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pad_dist.config import TrainingConfig
-from pad_dist.training.ranks import Ranks
+from pad_dist.training.ranks import Ranks, launched
 
 
 def found_by_the_first() -> str:
@@ -30,3 +30,17 @@ def shared_memory_of_an_engine() -> list[str]:
     module = nn.Linear(2, 2)
     build_engine(module, [{"params": list(module.parameters())}], TrainingConfig())
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "deepspeed_" in line]
+
+
+def step_on_cpu() -> tuple[str, str]:
+    """The device of DeepSpeed before a launch on the CPU, and that of the weights after a step in it."""
+    from deepspeed.accelerator import get_accelerator
+
+    from pad_dist.training.engine import build_engine
+
+    config, module, before = TrainingConfig(device="cpu"), nn.Linear(2, 2), get_accelerator().device_name()
+    with launched(config):
+        engine = build_engine(module, [{"params": list(module.parameters())}], config)
+        engine.backward(engine(torch.ones(1, 2)).sum())
+        engine.step()
+        return before, module.weight.device.type
