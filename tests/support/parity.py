@@ -63,7 +63,7 @@ def write_settings(folder: Path, **training: Any) -> Path:
 
 
 def launch(world_size: int, settings: Path, target: Path, variants: list[str]) -> Losses:
-    """The losses of each variant, "ZeRO stage, precision, overrides", and stage; run by `python`."""
+    """The losses of each variant, "ZERO_STAGE PRECISION [OVERRIDE ...]", and of each stage."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     command = [*torchrun, str(WORKER), str(settings), str(target), *variants]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
