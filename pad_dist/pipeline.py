@@ -248,6 +248,7 @@ def _spark(this: Run, job: str) -> None:
 def _ranks(this: Run, launcher: str, say: Callable[[str], None]) -> None:
     training = this.config.training
     command = [sys.executable, "-u", "-m", f"launchers.{launcher}", *this.arguments]
+    # Left to guess, DeepSpeed warns of it.
     environment = {"DS_ACCELERATOR": device_kind(training)}
     run_ranks(launcher, command, training.world_size, training.restarts, say, **environment)
 

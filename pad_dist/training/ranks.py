@@ -191,7 +191,6 @@ _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 def _accelerate(kind: str) -> None:
     """Let DeepSpeed compute on that kind of device: when imported it has taken a GPU where there is one."""
     # Imported here, as commands that start no rank need no DeepSpeed.
-    os.environ["DS_ACCELERATOR"] = kind
     from deepspeed.accelerator import get_accelerator, set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator

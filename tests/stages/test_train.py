@@ -1,4 +1,4 @@
-"""What a stage's trainer takes from the config."""
+"""What a stage's trainer takes from the config, and what it needs to be installed."""
 
 from __future__ import annotations
 
