@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make the environment first, once.
 #   make setup    the environment alone: .venv, with the pad-dist command in it
+#   make test-fast    the tests without those that start Spark, a model, several ranks or a whole run
 #   make lint     style, formatting, types and import contracts      make format    repair style
 #   make clean    remove what was made here: .venv, runs, caches
 SHELL := bash
@@ -18,7 +19,7 @@ RUN := PATH="$(abspath $(VENV))/bin:$$PATH"
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test lint format clean preflight
+.PHONY: setup demo test test-fast lint format clean preflight
 
 setup: $(VENV)/.ready
 
@@ -27,6 +28,9 @@ demo: setup
 
 test: lint
 	$(RUN) python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+
+test-fast: setup
+	$(RUN) python -m pytest -n 2 --dist loadscope -m "not slow" $(PYTEST_ARGS)
 
 lint: setup
 	$(RUN) ruff check .
@@ -46,7 +50,7 @@ clean:
 preflight:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo 'Python 3.11: "$(PYTHON)" is not one; install it: Debian or Ubuntu: apt-get install -y python3.11 python3.11-venv; Fedora or RHEL: dnf install -y python3.11; macOS: brew install python@3.11; or name yours: make PYTHON=/path/to/python3.11' >&2; exit 1; }
-	@$(PYTHON) -m pad_dist.doctor
+	@$(PYTHON) -m pad_dist.runtime.doctor
 
 # --no-deps: the lock is complete, and torchrec's own metadata would pull a CUDA fbgemm over the CPU one.
 $(VENV)/.locked: $(wildcard requirements/*.txt) | preflight

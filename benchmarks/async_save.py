@@ -23,13 +23,14 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.support.many_items import write_many_items
+from pad_dist.checkpoint.saver import Saver
 from pad_dist.config import CheckpointConfig
-from pad_dist.config_file import parse_config
-from pad_dist.sparse.tables import Tables
-from pad_dist.stages.system import build_system
-from pad_dist.stages.train import Trainer
-from pad_dist.training.ranks import Ranks
-from pad_dist.training.saving import Saver
+from pad_dist.config.load import parse_config
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.sparse.spec import Tables
+from pad_dist.stages.methods import find_stage, resolve_stages
+from pad_dist.stages.stage_runtime import build_runtime
+from pad_dist.stages.steps import Stepper
 from tests.support.ranks import run_ranks
 
 DIM, BATCH, STEPS, LIMIT = 64, 128, 400, 0.15
@@ -71,8 +72,8 @@ def main() -> None:
 def measured(folder: str, dataset: str, repeat: int) -> tuple[float, ...]:
     """Medians: seconds of a step, a waiting save, a background save; steps in that; seconds of delay."""
     assert dist.group.WORLD is not None
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
-    os.environ |= {"RANK": str(ranks.rank), "LOCAL_RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world_size)}
+    context = DistributedContext(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+    os.environ |= {"RANK": str(context.rank), "LOCAL_RANK": str(context.rank), "WORLD_SIZE": str(context.world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # DeepSpeed asks for them
     values = {
         "name": "async-save",
@@ -80,15 +81,16 @@ def measured(folder: str, dataset: str, repeat: int) -> tuple[float, ...]:
         "model": {"dim": DIM, "max_length": 20},
         "training": {"batch_size": BATCH, "loss": {"negatives": 2048}},
     }
-    system = build_system(parse_config(values, "the benchmark"), "pretrain", ranks)
-    tables = system.tables
-    for part in tables.weights():
-        part.tensor.normal_(0, 0.02)
-    waiting_saver = Saver(folder, CheckpointConfig(asynchronous=False), ranks, print)
-    saver = Saver(folder, CheckpointConfig(), ranks, print)
-    trainer = Trainer(system, saver.keep)
-    batches = enumerate(trainer.batches(1))
-    found = []
+    stages = resolve_stages(parse_config(values, "the benchmark"))
+    runtime = build_runtime(find_stage(stages, "pretrain"), context)
+    tables = runtime.tables
+    for shard in tables.weights():
+        shard.tensor.normal_(0, 0.02)
+    waiting_saver = Saver(folder, CheckpointConfig(asynchronous=False), context, print)
+    saver = Saver(folder, CheckpointConfig(), context, print)
+    stepper = Stepper(runtime, saver.keep)
+    batches = enumerate(stepper.batches(1))
+    repetitions = []
     for number in range(repeat + 1):
         started = time.monotonic()
         _save(waiting_saver, tables, 2 * number)
@@ -97,21 +99,21 @@ def measured(folder: str, dataset: str, repeat: int) -> tuple[float, ...]:
         _save(saver, tables, 2 * number + 1)
         steps = 0
         while saver.in_flight:
-            trainer.step(*next(batches))
+            stepper.step(*next(batches))
             steps += 1
         background = time.monotonic() - started
-        ranks.barrier()
+        context.barrier()
         started = time.monotonic()
         for _ in range(steps):
-            trainer.step(*next(batches))
+            stepper.step(*next(batches))
         alone = time.monotonic() - started
-        found.append((alone / steps, waiting, background, steps, background - alone))
+        repetitions.append((alone / steps, waiting, background, steps, background - alone))
     # The first repetition warms up.
-    return tuple(statistics.median(values) for values in zip(*found[1:], strict=True))
+    return tuple(statistics.median(values) for values in zip(*repetitions[1:], strict=True))
 
 
 def _save(saver: Saver, tables: Tables, step: int) -> None:
-    saver.save(step, parts=tables.parts(), dense={}, optimizer={}, best=step, meta={})
+    saver.save(step, shards=tables.shards(), dense={}, optimizer={}, best=step, meta={})
 
 
 if __name__ == "__main__":

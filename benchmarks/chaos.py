@@ -58,7 +58,7 @@ def main() -> None:
     seconds = time.monotonic() - begun
     print(f"undisturbed: {begun - started:.0f} s to start, {seconds:.0f} s of training\n", flush=True)
     expected = digests(args.dir / "whole")
-    print("| killed | s after the first save | goes on from step | result |\n|---|---|---|---|")
+    print("| killed | s after the first save | resumes from step | result |\n|---|---|---|---|")
     exact = 0
     for number in range(args.kills):
         out = args.dir / "killed"
@@ -68,7 +68,7 @@ def main() -> None:
         kill(args.dir, out, delay, saving=saving, every=who == "all ranks", draw=draw)
         again = launch(args.dir, "killed")
         finish(again, out)
-        said = [line for line in log(out).read_text().splitlines() if "goes on from" in line]
+        said = [line for line in log(out).read_text().splitlines() if "resumes from" in line]
         step = said[-1].split(": ")[-1].split()[0] if said else "0"
         same = digests(out) == expected
         exact += same

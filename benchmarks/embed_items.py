@@ -22,9 +22,9 @@ from pyspark.sql import SparkSession
 from sentence_transformers import SentenceTransformer
 
 from pad_dist.config import Config
-from pad_dist.config_file import parse_config
-from pad_dist.data.synthetic import Catalogue
-from pad_dist.data.text_table import read_text_rows
+from pad_dist.config.load import parse_config
+from pad_dist.dataset.synthetic import Catalogue
+from pad_dist.dataset.text_table import read_text_rows
 from spark_jobs.embed_items import embed_items
 from spark_jobs.session import spark_session
 from spark_jobs.shards import clean_text

@@ -22,8 +22,8 @@ from pathlib import Path
 from benchmarks.support.builds import Build, checked, fresh_copy, run_build
 from benchmarks.support.inputs import SEED, config_of, split_by_time, synthetic
 from pad_dist.config import Config
-from pad_dist.data import versions
-from pad_dist.data.manifest import Manifest
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import Manifest
 from spark_jobs.build_sequences import build_sequences
 from spark_jobs.session import spark_session
 

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from benchmarks.support.builds import checked, fresh_copy, run_build
 from benchmarks.support.inputs import config_of, split_by_time, synthetic
 from pad_dist.config import Config
-from pad_dist.data import versions
-from pad_dist.data.manifest import read_manifest
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import read_manifest
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pad_dist.threads import limit_threads
+from pad_dist.runtime.threads import limit_threads
 
 limit_threads()
 
@@ -26,10 +26,11 @@ import numpy as np
 
 from benchmarks.support.many_items import write_many_items
 from pad_dist.config import Config
-from pad_dist.config_file import parse_config
-from pad_dist.stages.system import build_system, initialise
-from pad_dist.stages.train import Trainer
-from pad_dist.training.ranks import Ranks, launched
+from pad_dist.config.load import parse_config
+from pad_dist.distributed.context import DistributedContext, launched
+from pad_dist.stages.methods import find_stage, resolve_stages
+from pad_dist.stages.stage_runtime import build_runtime, initialise
+from pad_dist.stages.steps import Stepper
 
 BATCH, WARM_UP = 128, 5
 
@@ -43,8 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     print("expected: every median within 15 % of the smallest table's; a few % more for rows that no cache holds\n")
     configs = [config_of(args.dir / str(rows), rows, args.steps + WARM_UP) for rows in args.rows]
-    with launched(configs[0].training) as ranks:
-        steps = [stepper(config, ranks) for config in configs]
+    with launched(configs[0].training) as context:
+        steps = [timed_steps(config, context) for config in configs]
         taken = np.array([[step() for step in steps] for _ in range(args.steps + WARM_UP)])[WARM_UP:]
     shutil.rmtree(args.dir)
     seconds, ids = taken[:, :, 0], taken[:, :, 1].mean(axis=0)
@@ -70,18 +71,18 @@ def config_of(folder: Path, rows: int, steps: int) -> Config:
     return parse_config(values, "the benchmark")
 
 
-def stepper(config: Config, ranks: Ranks) -> Callable[[], tuple[float, int]]:
+def timed_steps(config: Config, context: DistributedContext) -> Callable[[], tuple[float, int]]:
     """Seconds and unique ids of one training step after another."""
-    system = build_system(config, "pretrain", ranks)
-    initialise(system)
-    trainer = Trainer(system)
-    batches = enumerate(trainer.batches(1))
+    runtime = build_runtime(find_stage(resolve_stages(config), "pretrain"), context)
+    initialise(runtime)
+    stepper = Stepper(runtime)
+    batches = enumerate(stepper.batches(1))
 
     def step() -> tuple[float, int]:
         started = time.perf_counter()
         number, batch = next(batches)
-        trainer.set_lr_scale(1.0)  # as in every step of a warm-up
-        trainer.step(number, batch).item()
+        stepper.set_lr_scale(1.0)  # as in every step of a warm-up
+        stepper.step(number, batch).item()
         return time.perf_counter() - started, len(batch.items)
 
     return step

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.support.id_stream import BATCH, DIM, ROWS, Found, expected, follow, loaded, saved, settings_of
-from pad_dist.data import versions
+from pad_dist.dataset import versions
 from pad_dist.sparse.id_map import map_bytes
 from tests.support.ranks import run_ranks
 

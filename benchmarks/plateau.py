@@ -15,19 +15,21 @@ import json
 import sys
 from pathlib import Path
 
-from pad_dist.threads import limit_threads
+from pad_dist.runtime.threads import limit_threads
 
 limit_threads()
 
 import torch
 import torch.nn.functional as F
 
-from pad_dist.config_file import load_config
+from pad_dist.config.load import load_config
 from pad_dist.data.loader import eval_batches
+from pad_dist.distributed.context import launched
 from pad_dist.evaluation.evaluate import evaluate
-from pad_dist.pipeline import Run, pinned, run
-from pad_dist.stages.system import System, build_system, initialise, load_trained
-from pad_dist.training.ranks import Ranks, launched
+from pad_dist.pipeline.run import run
+from pad_dist.pipeline.steps import Run, pinned
+from pad_dist.stages.methods import find_stage
+from pad_dist.stages.stage_runtime import StageRuntime, build_runtime, initialise, load_trained
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper_prime_pantry.yaml"
 FAST = ["pretrain.lr=1e-3", "pretrain.sparse_lr=1e-3"]
@@ -35,9 +37,9 @@ VARIANTS = {
     "as it is": [],
     "lr 1e-3": FAST,
     "lr 1e-3, sampled softmax": [*FAST, "training.loss={kind: sampled_softmax, negatives: 2048}"],
-    "lr 1e-3, pre-norm": [*FAST, "model.norm=pre"],
-    "lr 1e-3, one block": [*FAST, "model.blocks=1"],
-    "lr 1e-3, one block, pre-norm": [*FAST, "model.blocks=1", "model.norm=pre"],
+    "lr 1e-3, pre-norm": [*FAST, "model.backbone.norm=pre"],
+    "lr 1e-3, one block": [*FAST, "model.backbone.blocks=1"],
+    "lr 1e-3, one block, pre-norm": [*FAST, "model.backbone.blocks=1", "model.backbone.norm=pre"],
 }
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     print("expected: users' vectors become one vector with five post-norm blocks, whatever the rate or the loss;")
     print("with one block or with pre-norm they do not, and hr@10 rises above that of popularity\n", flush=True)
-    lines, popularity = [], 0.0
+    lines, popularity = list[str](), 0.0
     for name, changes in VARIANTS.items():
         out = args.dir / name.replace(",", "").replace(" ", "-")
         overrides = [
@@ -62,16 +64,16 @@ def main() -> None:
         ]
         config = load_config(str(CONFIG), overrides, str(out))
         run(config, str(CONFIG), overrides, lambda line: print(line, file=sys.stderr), until="pretrain")
-        config = pinned(Run(config, ())).config
-        with launched(config.training) as ranks, torch.no_grad():
-            untrained = build_system(config, "pretrain", ranks)
+        spec = find_stage(pinned(Run(config, ())).stages, "pretrain")
+        with launched(config.training) as context, torch.no_grad():
+            untrained = build_runtime(spec, context)
             initialise(untrained)
-            trained = load_trained(config, "pretrain", ranks)
+            trained = load_trained(spec, context)
             if not lines:
-                popularity = evaluate(trained, trained.pad.eval(), "valid", ["popularity"])["popularity"]["hr@10"]
+                popularity = evaluate(trained, trained.model.eval(), "valid", ["popularity"])["popularity"]["hr@10"]
             scores = validations(out / "pretrain" / "metrics.jsonl")
             best = max(scores, key=lambda epoch: scores[epoch])
-            cosines = f"{user_cosine(untrained, ranks):.4f} | {user_cosine(trained, ranks):.4f}"
+            cosines = f"{user_cosine(untrained):.4f} | {user_cosine(trained):.4f}"
             lines.append(f"| {name} | {max(scores)} | {scores[best]:.4f} | {best} | {cosines} |")
     print("\n| variant | epochs | valid hr@10, best | at epoch | cosine untrained | cosine at best |")
     print("|---|---|---|---|---|---|")
@@ -85,20 +87,20 @@ def validations(metrics: Path) -> dict[int, float]:
     return {line["epoch"]: line["hr@10"] for line in lines if line["kind"] == "valid" and line["epoch"]}
 
 
-def user_cosine(system: System, ranks: Ranks) -> float:
+def user_cosine(runtime: StageRuntime) -> float:
     """Mean cosine of the vectors of two different users, each from the history before the validation target."""
-    pad, config = system.pad.eval(), system.config
+    model, config, context = runtime.model.eval(), runtime.config, runtime.context
     total, users = torch.zeros(config.model.dim), 0
     for host_batch in eval_batches(
-        system.dataset,
+        runtime.dataset,
         "valid",
         batch_size=config.evaluation.batch_size,
         max_length=config.model.max_length,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=context.rank,
+        world_size=context.world_size,
     ):
-        batch = system.eval_to_device(host_batch)
-        vectors = pad.encode(batch.inputs, batch.lengths, system.rows(batch.items))
+        batch = runtime.eval_to_device(host_batch)
+        vectors = model.encode(batch.inputs, batch.lengths, runtime.rows(batch.items))
         total += F.normalize(vectors, dim=1).sum(dim=0)
         users += len(vectors)
     # |sum of unit vectors|^2 is the sum over all ordered pairs, each user with itself included.

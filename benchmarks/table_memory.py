@@ -27,9 +27,10 @@ import psutil
 from benchmarks.support.many_items import write_many_items
 from pad_dist.capacity.plan import plan_stage
 from pad_dist.capacity.sizes import data_size
-from pad_dist.config_file import load_config
-from pad_dist.devices import profile
+from pad_dist.config.load import load_config
+from pad_dist.runtime.devices import profile
 from pad_dist.sparse.row_shards import row_range
+from pad_dist.stages.methods import find_stage, resolve_stages
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = str(ROOT / "launchers" / "pretrain.py")
@@ -84,7 +85,8 @@ def main() -> None:
 def planned(config: Path) -> int:
     """Bytes that the plan tells for a rank."""
     settings = load_config(str(config))
-    return plan_stage(settings, "pretrain", data_size(settings), profile("cpu", RANKS), RANKS).needed()
+    spec = find_stage(resolve_stages(settings), "pretrain")
+    return plan_stage(spec, data_size(settings), profile("cpu", RANKS), RANKS).needed()
 
 
 def launch(folder: Path, until: Path) -> dict[int, int]:

@@ -1,10 +1,10 @@
 """Train the disentangle stage: deepspeed launchers/disentangle.py --config CONFIG [section.key=value ...]."""
 
-from pad_dist.threads import limit_threads
+from pad_dist.runtime.threads import limit_threads
 
 limit_threads()
 
-from pad_dist.launch import train_main
+from pad_dist.pipeline.launch import train_main
 
 if __name__ == "__main__":
-    train_main("disentangle")
+    train_main(__file__)

@@ -1,10 +1,10 @@
 """Rank the catalogue with every trained stage: deepspeed launchers/evaluate.py --config configs/demo.yaml."""
 
-from pad_dist.threads import limit_threads
+from pad_dist.runtime.threads import limit_threads
 
 limit_threads()
 
-from pad_dist.launch import evaluate_main
+from pad_dist.pipeline.launch import evaluate_main
 
 if __name__ == "__main__":
     evaluate_main()

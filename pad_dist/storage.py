@@ -43,31 +43,31 @@ def join(url: str, *parts: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or directory is there."""
+    """Whether a file or directory exists."""
     fs, path = filesystem(url)
     return bool(fs.exists(path))
 
 
 def remove(url: str) -> None:
-    """Delete a file or directory tree if it is there."""
+    """Delete a file or directory tree if it exists."""
     fs, path = filesystem(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def names(url: str) -> list[str]:
-    """Names of what lies in a directory; none where there is no directory."""
+    """Names of a directory's entries; none if the directory does not exist."""
     fs, path = filesystem(url)
-    fs.invalidate_cache(path)  # other ranks and runs write there too
+    fs.invalidate_cache(path)  # other ranks and runs write to it too
     return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)) if fs.isdir(path) else []
 
 
 def sync(url: str) -> None:
-    """Have a local file and its directory on disk, so that they outlive a crash of the machine."""
+    """Flush a local file and its directory to disk, so that they survive a crash of the machine."""
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        for place in (path, os.path.dirname(path)):
-            opened = os.open(place, os.O_RDONLY)
+        for entry in (path, os.path.dirname(path)):
+            opened = os.open(entry, os.O_RDONLY)
             try:
                 os.fsync(opened)
             finally:
@@ -75,7 +75,7 @@ def sync(url: str) -> None:
 
 
 def read_bytes(url: str) -> bytes:
-    """Whole content of one file.
+    """The content of one file.
 
     Raises:
         UserError: no such file.
@@ -89,24 +89,24 @@ def read_bytes(url: str) -> bytes:
 
 @contextmanager
 def atomic_writer(url: str) -> Iterator[BinaryIO]:
-    """Open `url` for writing; it appears whole when the block ends, or not at all.
+    """Open `url` for writing; the complete file appears when the block ends, or nothing does.
 
-    What was there before stays until then. The content is written under another
-    name and moved: closing a file of an object store publishes what it holds, even
-    when the block fails.
+    An earlier file stays until then. The content is written under another name and
+    moved, because closing a file of an object store publishes its content even when
+    the block fails.
 
     Raises:
         UserError: no permission, or something of another kind is in the way.
     """
     fs, path = filesystem(url)
     target = f"{path}.{uuid.uuid4().hex}.tmp"
-    with _placing(url):
+    with _write_errors(url):
         fs.makedirs(fs._parent(path), exist_ok=True)
         opened = fs.open(target, "wb")
     try:
         with opened as file:
             yield cast(BinaryIO, file)
-        with _placing(url):
+        with _write_errors(url):
             if isinstance(fs, LocalFileSystem):
                 os.replace(target, path)
             else:
@@ -118,7 +118,7 @@ def atomic_writer(url: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _placing(url: str) -> Iterator[None]:
+def _write_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -126,13 +126,13 @@ def _placing(url: str) -> Iterator[None]:
 
 
 def make_directory(url: str) -> None:
-    """Make a directory and those above it, where they are missing.
+    """Make a directory and its missing parents.
 
     Raises:
         UserError: no permission, or something of another kind is in the way.
     """
     fs, path = filesystem(url)
-    with _placing(url):
+    with _write_errors(url):
         fs.makedirs(path, exist_ok=True)
 
 

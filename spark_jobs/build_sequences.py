@@ -1,12 +1,12 @@
-"""Raw events and a catalogue in; a new version of the dataset out: items, sequences, events and the manifest.
+"""Build a new version of the dataset from raw events and a catalogue: items, sequences, events and manifest.
 
     spark-submit spark_jobs/build_sequences.py --config configs/demo.yaml [section.key=value ...]
 
-A rerun reads what is new and merges it into the events of the version before, so its
-cost grows with the new part; where that is not possible it reads everything. Either
-way the result is the same, and the same on any number of cores: order comes from
-keys, places from counts and shards from a checksum of the user, never from Spark's
-partitions. A version is published when it is whole; until then readers see the old one.
+A rerun reads only what is new and merges it into the previous version's events, so its
+cost grows with the new part. If that is not possible, it reads everything. Both ways
+give the same result, on any number of cores: keys decide the order, counts the item
+indices and a checksum of the user the shard, never Spark's partitions. A version is
+published when it is complete; until then readers see the old one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pyspark.sql import functions as F
 
 from pad_dist import storage
 from pad_dist.config import Config, DataConfig
-from pad_dist.data import versions
-from pad_dist.data.lineage import lineage_of, settings_of
-from pad_dist.data.manifest import Manifest, read_manifest, write_manifest
+from pad_dist.dataset import versions
+from pad_dist.dataset.lineage import lineage_of, settings_of
+from pad_dist.dataset.manifest import Manifest, read_manifest, write_manifest
 from pad_dist.errors import UserError
 from spark_jobs.histories import Rules
 from spark_jobs.inputs import absolute
@@ -37,7 +37,7 @@ from spark_jobs.sources import CORE, REJECTED, Build, Version, catalogue_of, eve
 from spark_jobs.target import require_target
 
 _BROADCAST_ITEMS = 4_000_000
-"""Up to here the item map goes to every executor whole, which saves a shuffle of all events."""
+"""Up to this many items every executor gets the whole item map, which saves a shuffle of all events."""
 _LACKING = {
     "train_users": "no user has two events to train on",
     "valid_users": "no user has a validation target",
@@ -49,11 +49,11 @@ def build_sequences(config: Config, spark: SparkSession) -> Manifest:
     """Publish a new version of the dataset `config.dataset`, unless nothing has changed; returns the manifest.
 
     Raises:
-        UserError: input missing, unreadable, lacking a column, or with more
-            rejected rows than `data.max_rejected_share`; nothing left of it; an
-            input that is another dataset's or changes while it is read; no space
-            left; or another build has published meanwhile. The version that was
-            current stays so.
+        UserError: an input is missing or unreadable, lacks a column, or has more
+            rejected rows than `data.max_rejected_share`; no history is left; an input
+            belongs to another dataset or changes while it is read; there is no space
+            left; or another build has published meanwhile. The current version stays
+            current.
     """
     dataset = absolute(config.dataset)
     require_target(dataset, config.data)
@@ -84,14 +84,14 @@ def _next_version(data: DataConfig, dataset: str, spark: SparkSession) -> Manife
     except BaseException:
         _discard(spark, dataset, version)
         raise
-    storage.remove(storage.join(dataset, REJECTED))  # what an earlier build was refused for
+    storage.remove(storage.join(dataset, REJECTED))  # the rejected rows of an earlier, refused build
     return manifest
 
 
 def _discard(spark: SparkSession, dataset: str, version: str) -> None:
-    """Delete what a failed build has written; what cannot be deleted now, the next build deletes."""
+    """Delete what a failed build has written; the next build deletes what this one cannot."""
     stop_tasks(spark)
-    with suppress(Exception):  # of a store that fails: the first error tells
+    with suppress(Exception):  # the store may fail here too; the first error is reported
         if version not in versions.published(dataset):
             storage.remove(versions.version_url(dataset, version))
 
@@ -107,7 +107,7 @@ def _current(dataset: str) -> Version | None:
 def _lineage(now: dict[str, Any], rerun: Rerun, version: str, before: Version | None) -> dict[str, Any]:
     inputs = now["inputs"]
     if rerun.grow and before is not None:
-        # Also what is gone from the input: its events are in the dataset.
+        # Files that are gone from the input count too: the dataset keeps their events.
         inputs = inputs | {"interactions": before.manifest.lineage["inputs"]["interactions"] | inputs["interactions"]}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     grown_from = before.id if before else None
@@ -115,43 +115,43 @@ def _lineage(now: dict[str, Any], rerun: Rerun, version: str, before: Version | 
 
 
 def _build(build: Build) -> Manifest:
-    """Write every file of the version; the manifest is without lineage."""
+    """Write every file of the version; returns the manifest, without lineage."""
     data, cached = build.data, build.cached
     events, seen, event_counts, event_rejects = events_of(build)
     listed, item_counts, item_rejects = catalogue_of(build)
     history = build.before.manifest.parameters["item_map"] if build.before else []
     keys = without(_wanted(data, seen, listed), "item_key", build.erased_items)
-    places = grown_map(_known(build, build.erased_items), history, keys, cached)
+    item_map = grown_map(_known(build, build.erased_items), history, keys, cached)
 
-    before = _before(build, build.erased_items, places)
-    by_shard = _by_shard(build, events, places)
+    before = _before(build, build.erased_items, item_map)
+    by_shard = _by_shard(build, events, item_map)
     files, counts, counted = write_shards(by_shard, build.url, before, build.erased_users, Rules.of(data), cached)
     if not counts.get("interactions"):
         raise UserError(_why_empty(build, events, event_counts, event_rejects.total()))
     for name, lacking in _LACKING.items():
         if not counts[name]:
             raise UserError(f"{lacking}: check data.split and data.min_interactions")
-    rows, cuts = with_bins(persisted(_with_frequency(data, places, counted), cached), cached)
-    item_files, untitled = write_items(by_file(rows, places.items), build.url)
+    rows, cuts = with_bins(persisted(_with_frequency(data, item_map, counted), cached), cached)
+    item_files, untitled = write_items(by_file(rows, item_map.items), build.url)
     storage.remove(storage.join(build.url, CORE))
     _sweep(build.url)
     return Manifest(
         counts={
             "users": sum(file.rows for file in files["sequences"]),
-            "items": places.items,
+            "items": item_map.items,
             **counts,
             **untitled,
             **event_counts,
             **item_counts,
         },
-        parameters=settings_of(data) | {"bin_cuts": cuts, "item_map": places.history},
+        parameters=settings_of(data) | {"bin_cuts": cuts, "item_map": item_map.history},
         groups={"items": item_files, **files},
         rejected=dict(sorted((event_rejects + item_rejects).items())),
     )
 
 
 def _sweep(url: str) -> None:
-    """Delete what tasks that died with their worker have left half-written (see `storage.atomic_writer`)."""
+    """Delete half-written files of tasks that died with their worker (see `storage.atomic_writer`)."""
     fs, path = storage.filesystem(url)
     for file in fs.find(path):
         if str(file).endswith(".tmp"):
@@ -159,7 +159,7 @@ def _sweep(url: str) -> None:
 
 
 def _wanted(data: DataConfig, seen: DataFrame, listed: DataFrame) -> DataFrame:
-    """The `keys` of `items.grown_map`: items seen in events, and those of the catalogue unless the core decides."""
+    """The `keys` for `items.grown_map`: items seen in events and, without a k-core, those of the catalogue."""
     in_core = bool(data.min_item_interactions)
     rows = seen.select("item_key", F.lit(None).cast("string").alias("text"), F.lit(True).alias("wanted")).unionByName(
         listed.withColumn("wanted", F.lit(not in_core))
@@ -168,7 +168,7 @@ def _wanted(data: DataConfig, seen: DataFrame, listed: DataFrame) -> DataFrame:
 
 
 def _known(build: Build, erased: list[str]) -> DataFrame:
-    """Items of the version before, erased ones without key and text: item_key, item_index, text."""
+    """Items of the previous version (item_key, item_index, text); erased ones lose key and text."""
     if build.before is None:
         return build.spark.createDataFrame([], "item_key string, item_index long, text string")
     rows = known_items(build.spark, build.before.url, build.before.manifest.groups["items"])
@@ -182,38 +182,38 @@ def _known(build: Build, erased: list[str]) -> DataFrame:
     return rows
 
 
-def _before(build: Build, erased: list[str], places: ItemMap) -> Before | None:
-    """The events to start from; None if every event is read again."""
+def _before(build: Build, erased: list[str], item_map: ItemMap) -> Before | None:
+    """The events to start from; None if the build reads every event again."""
     if not build.rerun.grow or build.before is None:
         return None
     version = build.before
-    keys = Keys(version.url, version.manifest.groups["items"], places.added)
-    # Also those that an earlier version has erased: they have no events any more.
-    gone = places.rows.where(F.col("item_key") == "").select("item_index").collect() if erased else []
+    keys = Keys(version.url, version.manifest.groups["items"], item_map.added)
+    # Includes items that an earlier version erased: they have no events any more.
+    gone = item_map.rows.where(F.col("item_key") == "").select("item_index").collect() if erased else []
     return Before(version.url, version.manifest.groups["events"], keys, np.array([row[0] for row in gone], np.int64))
 
 
-def _by_shard(build: Build, events: DataFrame, places: ItemMap) -> DataFrame:
-    """The new events with item_index, each shard a partition, sorted; and one row without user in each shard."""
-    places_of = places.rows.select("item_key", "item_index")
-    if places.items <= _BROADCAST_ITEMS:
-        places_of = F.broadcast(places_of)
-    rows = events.join(places_of, "item_key").withColumn("shard", shard_of(F.col("user_key"), build.data.shards))
-    every = build.spark.range(build.data.shards).select(F.col("id").cast("int").alias("shard"))
+def _by_shard(build: Build, events: DataFrame, item_map: ItemMap) -> DataFrame:
+    """The new events with item_index, one sorted partition per shard; each has one more row, without a user."""
+    indices = item_map.rows.select("item_key", "item_index")
+    if item_map.items <= _BROADCAST_ITEMS:
+        indices = F.broadcast(indices)
+    rows = events.join(indices, "item_key").withColumn("shard", shard_of(F.col("user_key"), build.data.shards))
+    all_shards = build.spark.range(build.data.shards).select(F.col("id").cast("int").alias("shard"))
     return (
-        rows.unionByName(every, allowMissingColumns=True)
+        rows.unionByName(all_shards, allowMissingColumns=True)
         .repartitionById(build.data.shards, F.col("shard"))
         .sortWithinPartitions("user_key", "time", "item_key")
     )
 
 
-def _with_frequency(data: DataConfig, places: ItemMap, counted: DataFrame) -> DataFrame:
+def _with_frequency(data: DataConfig, item_map: ItemMap, counted: DataFrame) -> DataFrame:
     """Every item: item_key, item_index, text (or null), train_frequency, active."""
     frequency = counted.groupBy("item_index").agg(F.sum("train_frequency").alias("train_frequency"))
     active = F.col("item_key") != ""
     if data.min_item_interactions:
         active &= F.coalesce("wanted", F.lit(False))
-    return places.rows.join(frequency, "item_index", "left").select(
+    return item_map.rows.join(frequency, "item_index", "left").select(
         "item_key",
         "item_index",
         "text",

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from pad_dist import storage
-from pad_dist.data.lineage import input_files
+from pad_dist.dataset.lineage import input_files
 from pad_dist.errors import UserError
 
 DAMAGE = (EOFError, OSError, zlib.error, pa.ArrowInvalid)
-"""What reading a truncated or damaged file raises; an OSError with a number comes from the file system instead."""
+"""What reading a truncated or damaged file raises. An OSError with a number comes from the file system instead."""
 
 _BLOCK = 1 << 20
 
@@ -33,7 +33,7 @@ def reading(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # Py4JJavaError or PySparkException, by the moment Spark notices
+    except Exception as error:  # Py4JJavaError or PySparkException, by when Spark notices
         text = str(error)
         if "[PATH_NOT_FOUND]" in text or "FILE_NOT_EXIST]" in text:
             raise missing(url) from None
@@ -46,9 +46,9 @@ def reading(url: str) -> Iterator[None]:
 
 
 def unreadable(url: str, seen: str) -> UserError:
-    """The error that names every damaged file of `url`; `seen` tells what was noticed where all look whole."""
+    """The error that names every damaged file of `url`; `seen` says what failed, if no file looks damaged."""
     spark, files = SparkSession.active(), list(input_files(url))
-    # One read through every file, by the executors: only ever after a failure.
+    # The executors read every file to its end, but only after a failure.
     damaged = spark.sparkContext.parallelize(files, max(1, len(files))).filter(is_damaged).collect()
     if damaged:
         which = "is" if len(damaged) == 1 else f"({len(damaged)} of {len(files)} files) are"
@@ -58,7 +58,7 @@ def unreadable(url: str, seen: str) -> UserError:
 
 
 def is_damaged(file: str) -> bool:
-    """Whether a gzip or Parquet file does not read to its end; other files carry no checksum."""
+    """Whether a gzip or Parquet file cannot be read to its end; other files carry no checksum to tell by."""
     fs, path = storage.filesystem(file)
     try:
         with fs.open(path, "rb") as raw:
@@ -75,7 +75,7 @@ def is_damaged(file: str) -> bool:
 
 
 def missing(url: str) -> UserError:
-    """The error for an input that is not there, with what its folder holds."""
+    """The error for an input that does not exist; it lists the contents of the input's folder."""
     folder = url.rstrip("/").rpartition("/")[0] or "."
     holds = f"holds {some(_listing(folder))}" if storage.exists(folder) else "does not exist either"
     return UserError(f"{url} does not exist; {folder} {holds}")
@@ -87,7 +87,7 @@ def absolute(url: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 20) -> str:
-    """A list for a message, cut where it gets long."""
+    """The names as a list for a message, cut after `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
 

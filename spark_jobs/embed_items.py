@@ -1,14 +1,14 @@
-"""Item texts to language-model vectors, for the current version of a dataset (METHOD, text).
+"""Embed the item texts of a dataset's current version with a language model (docs/method.md, "Text").
 
     spark-submit spark_jobs/embed_items.py --config configs/demo.yaml [section.key=value ...]
 
 A range of `text.rows_per_shard` items is one file and the unit of work (see
 `spark_jobs.text_shards`), so the content does not depend on executors or partitions.
-What exists is kept: a rerun, of an interrupted job or of a dataset that has grown,
-gives the model only texts that no file holds yet. With `text.reduce` or int8 rows a
-second pass makes that form of the raw vectors, which stay.
+A rerun keeps existing files: after an interruption, or when the dataset has grown, the
+model embeds only texts that no file holds yet. With `text.reduce` or int8 rows a second
+pass makes that form of the raw vectors, which stay.
 
-A task that Spark gives a GPU (spark.task.resource.gpu.amount) runs the model there.
+A task that gets a GPU from Spark (spark.task.resource.gpu.amount) runs the model on it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pad_dist import storage
 from pad_dist.config import Config, TextConfig
-from pad_dist.data import versions
-from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file
-from pad_dist.data.text_table import BUILD_COMMAND, TEXT, manifest_url, read_text_manifest, recipe_name
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import FileEntry, Manifest, read_manifest, verify_file
+from pad_dist.dataset.text_table import BUILD_COMMAND, TEXT, manifest_url, read_text_manifest, recipe_name
 from pad_dist.errors import UserError
 from spark_jobs.inputs import absolute
 from spark_jobs.job import run_job, task_errors
@@ -43,7 +43,7 @@ from spark_jobs.text_shards import Shard, Source, convert_shard, digest_of, embe
 
 _MAX_TASKS = 10_000
 _FIT_TASKS = 4
-"""Fixed, so that sums are added in one order; the driver holds the moments of each, 8 dim^2 bytes."""
+"""Fixed, so that sums are added in one order. The driver holds the moments of each task, 8 dim^2 bytes."""
 
 
 def embed_items(config: Config, spark: SparkSession) -> Manifest:
@@ -51,11 +51,11 @@ def embed_items(config: Config, spark: SparkSession) -> Manifest:
 
     Groups: "text" (what training reads), "raw" and "reduction" (where the form of the
     vectors differs from the model's). `lineage["embedded"]` counts the texts that the
-    model was given this time.
+    model has embedded this time.
 
     Raises:
-        UserError: no dataset, a file that differs from its manifest, a model that cannot be
-            loaded or that changed under the same name, or a store that fails.
+        UserError: there is no dataset, a file differs from its manifest, the model cannot be
+            loaded or has changed under the same name, or a store fails.
     """
     version = versions.resolve(absolute(config.dataset))
     with task_errors(versions.root_of(version)):
@@ -75,7 +75,7 @@ def _embed(text: TextConfig, version: str, spark: SparkSession) -> Manifest:
     def embed(number: int) -> Shard:
         first = 1 + number * size
         shard = embed_range(source, first, min(first + size, items + 1), _claim_device())
-        # Spark's worker collects garbage after each task: 0.1 s for the objects of a loaded model.
+        # Spark's worker collects garbage after each task; a loaded model makes that take 0.1 s.
         gc.freeze()
         return shard
 
@@ -111,11 +111,11 @@ def _embed(text: TextConfig, version: str, spark: SparkSession) -> Manifest:
 
 
 def _last_manifest(root: str, version: str, text: TextConfig) -> Manifest | None:
-    """The manifest under this recipe of the newest version that has one."""
+    """The text manifest for this recipe, of the newest version that has one."""
     published = [versions.version_url(root, name) for name in reversed(versions.published(root))]
     urls = [manifest_url(url, text) for url in published or [version]]
-    found = next((url for url in urls if storage.exists(url)), None)
-    return read_text_manifest(found) if found else None
+    newest = next((url for url in urls if storage.exists(url)), None)
+    return read_text_manifest(newest) if newest else None
 
 
 def _check_same_model(before: Manifest, text: TextConfig, revision: str) -> None:
@@ -138,7 +138,7 @@ def _present(root: str) -> tuple[str, ...]:
 def _reduction(
     spark: SparkSession, source: Source, raw: list[FileEntry], dim: int, before: Manifest | None
 ) -> FileEntry:
-    """The file of the dataset's reduction, fitted where there is none yet."""
+    """The file of the dataset's reduction; fitted first if it does not exist yet."""
     reduce = source.text.reduce
     path = f"{TEXT}/reduction-{digest_of(source.recipe, reduce.model_dump())[:8]}.safetensors"
     url = storage.join(source.root, path)
@@ -163,16 +163,16 @@ def _moments(spark: SparkSession, root: str, raw: list[FileEntry], dim: int, sam
         sums = sums_of((sampled(raw[number]) for number in parts[part]), dim)
         return {"rows": sums.rows, "total": sums.total.tobytes(), "products": sums.products.tobytes()}
 
-    found = _run(spark, work, len(parts), "rows long, total binary, products binary")
+    task_sums = _run(spark, work, len(parts), "rows long, total binary, products binary")
     return Sums(
-        sum(row.rows for row in found),
-        np.sum([np.frombuffer(row.total) for row in found], axis=0),
-        np.sum([np.frombuffer(row.products).reshape(dim, dim) for row in found], axis=0),
+        sum(row.rows for row in task_sums),
+        np.sum([np.frombuffer(row.total) for row in task_sums], axis=0),
+        np.sum([np.frombuffer(row.products).reshape(dim, dim) for row in task_sums], axis=0),
     )
 
 
 def _shards(spark: SparkSession, label: str, work: Callable[[int], Shard], count: int, items: int) -> list[Shard]:
-    """`work(0)`, `work(1)` ... in executors, with progress."""
+    """Run `work(0)`, `work(1)` ... in executors and show progress."""
     done = spark.sparkContext.accumulator(0)
 
     def counted(number: int) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _shards(spark: SparkSession, label: str, work: Callable[[int], Shard], count
 
 
 def _run(spark: SparkSession, work: Callable[[int], dict[str, Any]], count: int, schema: str) -> list[Row]:
-    """Rows of `work(0)`, `work(1)` ... in that order."""
+    """Run `work(0)`, `work(1)` ... in executors; returns their rows in that order."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in (int(value) for batch in batches for value in batch.column("id").to_pylist()):

@@ -1,7 +1,7 @@
-"""Files of CSV, JSON lines, Python literals or Parquet as Spark frames with the columns that are needed.
+"""Files of CSV, JSON lines, Python literals or Parquet as Spark frames with the needed columns.
 
-Every file is looked at before Spark scans it, by its first lines or its footer,
-since Spark takes the columns of one file for those of all.
+The first lines or the footer of every file are checked before Spark scans it,
+because Spark takes the columns of one file for those of all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyspark.sql import types as T
 
 from pad_dist import storage
 from pad_dist.config import InputFormat
-from pad_dist.data.lineage import input_files
+from pad_dist.dataset.lineage import input_files
 from pad_dist.errors import UserError
 from spark_jobs.damage import DAMAGE, missing, some, unreadable
 
@@ -32,7 +32,7 @@ Kind = Literal["csv", "json", "python", "parquet"]
 EXTENSIONS: dict[str, Kind] = {"csv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet"}
 
 CORRUPT = "_corrupt_record"
-"""Column of a frame that holds a line which could not be parsed, as it stands in the file."""
+"""Column of a frame that holds a line of the file unchanged, if it could not be parsed."""
 
 _SAMPLED_LINES = 1000
 _THREADS = 16
@@ -50,13 +50,13 @@ def load(
 ) -> list[DataFrame]:
     """Frames that together hold the rows of `files`, each with the columns `needed` and `optional`, or more.
 
-    Several frames where CSV headers have another order. Columns of text formats are strings.
+    CSV headers that differ in order give several frames. Columns of text formats are strings.
 
     Args:
         url: what the user calls the input, for messages.
         files: not empty.
         needed: columns that every file must have.
-        optional: columns that a key of JSON lines may lack, as long as one row of the input has it.
+        optional: columns that JSON lines may lack, as long as one row of the input has them.
         multi_line: quoted CSV values may hold line breaks; a file is then read by one task.
 
     Raises:
@@ -85,8 +85,8 @@ def _kind(url: str, files: Sequence[str], layout: InputFormat) -> Kind:
     if layout.kind != "auto":
         return layout.kind
     kinds = {EXTENSIONS.get(_extension(file) or "") for file in files}
-    found = kinds.pop() if len(kinds) == 1 else None
-    if found is None:
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
         names = [_name(file) for file in files]
         one = len(files) == 1 and url.endswith(names[0])
         where = f"{url} has an unknown extension" if one else f"{url} holds {some(names)}"
@@ -94,7 +94,7 @@ def _kind(url: str, files: Sequence[str], layout: InputFormat) -> Kind:
             f"{where}; give .csv, .jsonl (both may be .gz) or .parquet files of one kind, or set kind in "
             "data.events_format or data.items_format"
         )
-    return found
+    return kind
 
 
 def _name(file: str) -> str:
@@ -107,12 +107,12 @@ def _extension(file: str) -> str | None:
 
 
 def _literal(file: str) -> str:
-    """The path for Spark, which takes these characters for a pattern."""
+    """The path for Spark, with the characters of a pattern escaped."""
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", file)
 
 
 def _of_each(url: str, files: Sequence[str], look: Callable[[IO[bytes]], _Value]) -> dict[str, _Value]:
-    """What `look` sees in each file, unpacked, from the start."""
+    """{file: what `look` returns}; it reads each file from the start, decompressed."""
 
     def open_and_look(file: str) -> _Value:
         fs, path = storage.filesystem(file)
@@ -132,18 +132,18 @@ def _of_each(url: str, files: Sequence[str], look: Callable[[IO[bytes]], _Value]
 
 
 def _require(url: str, needed: Sequence[str], columns: dict[str, list[str]]) -> None:
-    """Every file has the needed columns: refused by the name of the input, or of the file that differs."""
-    whole = next((file for file, names in columns.items() if set(needed) <= set(names)), None)
+    """Check that every file has the needed columns; the error names the input, or the file that differs."""
+    complete = next((file for file, names in columns.items() if set(needed) <= set(names)), None)
     for file, names in columns.items():
         lacking = [name for name in needed if name not in names]
-        if lacking and whole is None:
+        if lacking and complete is None:
             where = url if file == url or url.endswith(_name(file)) else f"{file}, of {url},"
             raise UserError(f"{where} has no column {lacking[0]!r}; it has {some(names)}: set data.columns")
-        if lacking and whole is not None:
-            new = [name for name in names if name not in columns[whole]]
+        if lacking and complete is not None:
+            new = [name for name in names if name not in columns[complete]]
             raise UserError(
                 f"{url}: the columns change between files: {file} has no {some([repr(n) for n in lacking])}, "
-                f"which {whole} has; new in it: {some([repr(n) for n in new])}: write all files alike"
+                f"which {complete} has; new in it: {some([repr(n) for n in new])}: write all files alike"
             )
 
 
@@ -180,7 +180,7 @@ def _csv_reader(spark: SparkSession, layout: InputFormat, multi_line: bool) -> D
 
 
 def _header(file: IO[bytes], layout: InputFormat) -> list[str]:
-    """The columns of one CSV file; none where it is empty."""
+    """The columns of one CSV file; none if it is empty."""
     line = file.readline().decode(layout.encoding, "replace").removeprefix("\ufeff").rstrip("\r\n")
     if not line or layout.names:
         return list(layout.names) if line else []
@@ -190,7 +190,7 @@ def _header(file: IO[bytes], layout: InputFormat) -> list[str]:
 
 
 def _apart(names: Sequence[str]) -> list[str]:
-    """Names that Spark takes: a blank or second one, which nobody needs, gets its place."""
+    """Names that Spark accepts: a blank or repeated one, which is not needed, becomes `_c<place>`."""
     return [
         name if name.strip() and name not in names[:place] and name != CORRUPT else f"_c{place}"
         for place, name in enumerate(names)
@@ -207,13 +207,13 @@ def _check_parquet(url: str, files: Sequence[str], needed: list[str]) -> None:
     first = files[0]
     for file, schema in footers.items():
         for name in needed:
-            here, there = schema.field(name).type, footers[first].field(name).type
-            if here != there:
+            kind, expected = schema.field(name).type, footers[first].field(name).type
+            if kind != expected:
                 raise UserError(
-                    f"{url}: the columns change between files: {name!r} is {there} in {first} but {here} in "
+                    f"{url}: the columns change between files: {name!r} is {expected} in {first} but {kind} in "
                     f"{file}: write all files alike"
                 )
-            if pa.types.is_timestamp(here) and here.unit == "ns":
+            if pa.types.is_timestamp(kind) and kind.unit == "ns":
                 raise UserError(
                     f"column {name!r} of {url} is in nanoseconds, which Spark does not read: write microseconds "
                     "(pandas: to_parquet(coerce_timestamps='us'))"
@@ -245,7 +245,7 @@ def _check_keys(
     kind: Kind,
     parse: Callable[[str], dict[str, Any] | None],
 ) -> None:
-    """Objects have no header: each file must hold every needed key somewhere, the input every optional one."""
+    """Check keys, as objects have no header: each file has every needed one, the input every optional one."""
     wanted = {*needed, *optional}
 
     def keys(file: IO[bytes]) -> list[str]:
@@ -256,12 +256,12 @@ def _check_keys(
                 break
         return sorted(seen)
 
-    found = {file: names for file, names in _of_each(url, files, keys).items() if names}  # an empty file has no rows
-    for file, names in found.items():
+    keys_of = {file: names for file, names in _of_each(url, files, keys).items() if names}  # an empty file has no rows
+    for file, names in keys_of.items():
         if not set(needed) <= set(names):
-            found[file] = sorted({*names, *_keys_anywhere(spark, [file], needed, kind)})
-    _require(url, needed, found or {files[0]: []})
-    seen = set().union(*found.values())
+            keys_of[file] = sorted({*names, *_keys_anywhere(spark, [file], needed, kind)})
+    _require(url, needed, keys_of or {files[0]: []})
+    seen = set().union(*keys_of.values())
     rare = [name for name in optional if name not in seen]
     if rare:
         anywhere = _keys_anywhere(spark, list(input_files(url)), rare, kind)
@@ -269,7 +269,7 @@ def _check_keys(
 
 
 def _keys_anywhere(spark: SparkSession, files: Sequence[str], columns: list[str], kind: Kind) -> list[str]:
-    """Which of the columns have a value in some row, where the first lines do not tell."""
+    """Which of the columns have a value in some row; reads all rows."""
     frame = _load_objects(spark, [_literal(file) for file in files], columns, kind)
     counts = frame.agg(*[F.count(column(name)) for name in columns]).collect()[0]
     return [name for name, count in zip(columns, counts, strict=True) if count]
@@ -292,7 +292,7 @@ def _load_objects(spark: SparkSession, paths: list[str], columns: list[str], kin
 
 
 def _text(value: Any) -> str | None:
-    """As Spark's JSON reader gives a value in a column of strings."""
+    """The value as Spark's JSON reader puts it into a string column."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,8 +1,8 @@
 """Histories as Arrow tables: group sorted events by user, merge old and new, cut training sequences.
 
 Everything here is a pure function of rows, whatever batches they come in. A history
-table holds whole users in ascending order of their key (UTF-8 bytes); inside a user
-events are in order of time, equal times in order of item key, each event once.
+table holds complete users in ascending order of their keys (UTF-8 bytes). The events of
+a user are in order of time, at equal times in order of item key, each event once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pad_dist.config import DataConfig, SplitConfig
-from pad_dist.data.dataset import ranges
+from pad_dist.dataset.reader import ranges
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -40,27 +40,27 @@ SEQUENCES = pa.schema(
 
 
 def histories(batches: Iterable[pa.RecordBatch]) -> Tables:
-    """Histories out of event rows (user_key, time, item_index) in order of user, time and item key.
+    """Group event rows (user_key, time, item_index), in order of user, time and item key, into histories.
 
-    A user may go over batches; an event that repeats the one before is dropped.
+    A user may span batches. An event that repeats the previous one is dropped.
     """
-    held: list[pa.Table] = []
+    pending: list[pa.Table] = []
     for batch in batches:
         if not batch.num_rows:
             continue
-        held.append(pa.Table.from_batches([batch]))
-        if held[0]["user_key"][0] == held[-1]["user_key"][-1]:
+        pending.append(pa.Table.from_batches([batch]))
+        if pending[0]["user_key"][0] == pending[-1]["user_key"][-1]:
             continue  # still the same user
-        table = pa.concat_tables(held)
+        table = pa.concat_tables(pending)
         last = int(_starts(table["user_key"].combine_chunks())[-1])
         yield _by_user(table.slice(0, last))
-        held = [table.slice(last)]
-    if held:
-        yield _by_user(pa.concat_tables(held))
+        pending = [table.slice(last)]
+    if pending:
+        yield _by_user(pa.concat_tables(pending))
 
 
 def merged(old: Tables, new: Tables, keys_of: KeysOf) -> Tables:
-    """One stream of histories out of two; a user in both gets both's events, a repeated one once."""
+    """Merge two streams of histories; a user in both gets the events of both, a repeated one once."""
     first, second = next(old, None), next(new, None)
     while first is not None and second is not None:
         # Users up to here are complete in both.
@@ -79,7 +79,7 @@ def merged(old: Tables, new: Tables, keys_of: KeysOf) -> Tables:
 
 
 def without(table: pa.Table, users: pa.Array, items: Ints) -> pa.Table:
-    """The same histories less erased users, and less the events of erased items; a history left empty goes."""
+    """The histories without erased users and without the events of erased items; empty ones are dropped."""
     if len(users):
         table = table.filter(pc.invert(pc.is_in(table["user_key"], users)))
     if not len(items) or not table.num_rows:
@@ -91,7 +91,7 @@ def without(table: pa.Table, users: pa.Array, items: Ints) -> pa.Table:
 
 @dataclass(frozen=True)
 class Rules:
-    """How sequences are cut out of histories; see the keys of `data` of the same names."""
+    """How sequences are cut from histories; see the keys of `data` with the same names."""
 
     min_interactions: int
     max_history: int | None
@@ -105,7 +105,10 @@ class Rules:
 
 
 def sequences(table: pa.Table, rules: Rules) -> pa.Table:
-    """Sequences of the users with enough events: user_key, items, train, valid, test (METHOD, data and split)."""
+    """Sequences of the users with enough events: user_key, items, train, valid, test.
+
+    See docs/method.md, "Data and split".
+    """
     keys, lengths, times, items = _flat(table)
     train, valid, test = _held_out(lengths, times, rules.split)
     kept = np.flatnonzero(lengths >= rules.min_interactions)
@@ -167,7 +170,7 @@ def _combined(old: pa.Table, new: pa.Table, keys_of: KeysOf) -> pa.Table:
 
 
 def _in_key_order(user: Ints, time: Floats, item: Ints, is_new: NDArray[np.bool_], keys_of: KeysOf) -> Ints:
-    """Sorts items by key where old and new events of one user have the same time; each side is sorted already."""
+    """Sort items by key where old and new events of a user have the same time; each side is already sorted."""
     starts = np.flatnonzero(_changes(user, time))
     sizes = np.diff(np.append(starts, len(user)))
     new = np.add.reduceat(is_new.astype(np.int64), starts)
@@ -191,17 +194,17 @@ def _by_user(rows: pa.Table) -> pa.Table:
 
 
 def _table(users: pa.Array, user: Ints, time: Floats, item: Ints) -> pa.Table:
-    """Histories of sorted events, repeats dropped; `user` [n] is the place in `users`, those without events go."""
+    """Histories of sorted events without repeats; `user` [n] indexes `users`, of which some may have no events."""
     once = _changes(user, time, item)
     user, time, item = user[once], time[once], item[once]
     lengths = np.bincount(user, minlength=len(users))
-    there = np.flatnonzero(lengths)
-    columns = [users.take(pa.array(there)), _lists(lengths[there], time), _lists(lengths[there], item)]
+    kept = np.flatnonzero(lengths)
+    columns = [users.take(pa.array(kept)), _lists(lengths[kept], time), _lists(lengths[kept], item)]
     return pa.table(columns, schema=EVENTS)
 
 
 def _changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
-    """[n] whether a row differs from the one before in any column."""
+    """[n] whether a row differs from the previous one in any column."""
     changes = np.ones(len(columns[0]), bool)
     if len(changes):
         changes[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])

@@ -1,7 +1,7 @@
 """Events, catalogue and erasure lists as typed columns, whatever files they come in.
 
-A row that cannot be used is kept, with the reason in column `rejected`, so that
-the caller counts it and sets it aside instead of losing it.
+An unusable row is kept, with the reason in column `rejected`, so that the caller
+can count it and set it aside.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyspark.sql import types as T
 
 from pad_dist import storage
 from pad_dist.config import DataConfig, InputFormat
-from pad_dist.data.lineage import input_files
+from pad_dist.dataset.lineage import input_files
 from pad_dist.errors import UserError
 from spark_jobs.damage import absolute, missing, reading
 from spark_jobs.formats import CORRUPT, column, load
@@ -45,14 +45,14 @@ Reasons = list[tuple[Column, str]]
 def read_events(spark: SparkSession, data: DataConfig, files: Sequence[str]) -> DataFrame:
     """One row per event: user_key, item_key, time (s), rating (only with `data.min_rating`), rejected, row.
 
-    `rejected` is the reason or null, `row` the source row as text; what a caller
-    does not select is not computed.
+    `rejected` is the reason or null, `row` the source row as text. Spark computes
+    only the columns that the caller selects.
 
     Args:
-        files: those of `pad_dist.data.lineage.input_files(data.interactions)` to read.
+        files: those of `pad_dist.dataset.lineage.input_files(data.interactions)` to read.
 
     Raises:
-        UserError: see `spark_jobs.formats.load`; or a column cannot hold what it should.
+        UserError: see `spark_jobs.formats.load`; or a column has the wrong type.
     """
     url, columns = data.interactions, data.columns
     rating = columns.rating if data.min_rating is not None else None
@@ -79,10 +79,10 @@ def read_events(spark: SparkSession, data: DataConfig, files: Sequence[str]) -> 
 
 
 def read_catalogue(spark: SparkSession, data: DataConfig, files: Sequence[str]) -> DataFrame:
-    """One row per catalogue row: item_key, text (null where there is none; raw), rejected, row.
+    """One row per catalogue row: item_key, text (raw; null if it has none), rejected, row.
 
     Args:
-        files: those of `pad_dist.data.lineage.input_files(data.items)` to read.
+        files: those of `pad_dist.dataset.lineage.input_files(data.items)` to read.
 
     Raises:
         UserError: as `read_events`.
@@ -101,10 +101,10 @@ def read_catalogue(spark: SparkSession, data: DataConfig, files: Sequence[str]) 
 
 
 def read_keys(spark: SparkSession, url: str, name: str) -> DataFrame:
-    """The keys of an erasure list, column `name` of CSV, JSON lines or Parquet, as `key`; blank ones are left out.
+    """The keys of an erasure list, column `name` of CSV, JSON lines or Parquet, as `key`, without blank ones.
 
     Raises:
-        UserError: as `read_events`; or a line is corrupt, as its key would not be erased.
+        UserError: as `read_events`; or a line is corrupt, so its key would not be erased.
     """
     files = list(input_files(url))
     if not _any(url, files):
@@ -141,9 +141,9 @@ def check_rejected(counts: Mapping[str, int], read: int, url: str, max_share: fl
 
 
 def set_aside(rows: DataFrame, role: str, folder: str) -> None:
-    """Write rejected rows as JSON lines to <folder>/<role>.jsonl, or nothing where none is.
+    """Write rejected rows as JSON lines to <folder>/<role>.jsonl; no file if there are none.
 
-    At most MOST_SET_ASIDE, the first in the order of reason and row.
+    Writes at most MOST_SET_ASIDE rows, the first in order of reason and row.
     """
     bad = rows.where(F.col("rejected").isNotNull()).select("rejected", "row").orderBy("rejected", "row")
     lines = [json.dumps({"reason": row.rejected, "row": row.row}) for row in bad.limit(MOST_SET_ASIDE).collect()]
@@ -155,28 +155,28 @@ _LAST = "rejected string, row string"
 
 
 def _any(url: str, files: Sequence[str]) -> bool:
-    """Whether there is a file to read; none is right only where the input has some."""
+    """Whether there is a file to read; if not, check that the input itself has files."""
     if not files and not input_files(url):
         raise missing(url)
     return bool(files)
 
 
 def _rows(frame: DataFrame, fields: Fields, reasons: Reasons) -> DataFrame:
-    """The fields, the first reason that holds, and the source row; one projection, so unused columns cost nothing."""
+    """The fields, the first reason that applies, and the source row, in one projection: unused columns cost nothing."""
     corrupt = column(CORRUPT) if CORRUPT in frame.columns else F.lit(None).cast("string")
     rejected = F.when(corrupt.isNotNull(), "line is corrupt")
-    for holds, reason in reasons:
-        rejected = rejected.when(holds, reason)
-    whole_row = F.to_json(F.struct(*[column(name) for name in frame.columns if name != CORRUPT]))
+    for applies, reason in reasons:
+        rejected = rejected.when(applies, reason)
+    source_row = F.to_json(F.struct(*[column(name) for name in frame.columns if name != CORRUPT]))
     return frame.select(
         *[value.alias(name) for name, value in fields.items()],
         rejected.alias("rejected"),
-        F.coalesce(corrupt, whole_row).alias("row"),
+        F.coalesce(corrupt, source_row).alias("row"),
     )
 
 
 def _one_per_entry(rows: DataFrame, pattern: str) -> DataFrame:
-    """One event per match of `pattern` in item_key; a rejected row stays one row, a row without a match is no event."""
+    """One event per match of `pattern` in item_key; a rejected row stays one row, a row without a match is dropped."""
     entries = F.regexp_extract_all("item_key", F.lit(pattern), F.lit(1))
     return rows.withColumn(
         "item_key", F.explode(F.when(F.col("rejected").isNull(), entries).otherwise(F.array("item_key")))
@@ -213,9 +213,9 @@ def _unusable(number: Column) -> Column:
 
 
 def _time(frame: DataFrame, data: DataConfig) -> tuple[Column, Reasons]:
-    """Seconds, and why a time is none.
+    """The time in seconds, and the reasons to reject it.
 
-    A number tells its unit by its size (1e11 s is the year 5138, 1e11 ms is 1973), so a
+    The size of a number tells its unit (1e11 s is the year 5138, 1e11 ms is 1973), so a
     wrong `data.time_unit` is noticed.
     """
     name = data.columns.time
@@ -250,6 +250,6 @@ def _check_time_format(spark: SparkSession, pattern: str) -> None:
 
 
 def _string(frame: DataFrame, name: str) -> Column:
-    """A column as a string, lists as JSON."""
+    """A column as a string; nested values as JSON."""
     nested = isinstance(frame.schema[name].dataType, (T.ArrayType, T.StructType, T.MapType))
     return F.to_json(column(name)) if nested else column(name).cast("string")

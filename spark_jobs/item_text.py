@@ -1,4 +1,4 @@
-"""The text of an item out of catalogue columns (data.columns.text)."""
+"""The text of an item, built from catalogue columns (data.columns.text)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-_NESTED = "array<string>"  # entries that are no strings come as their JSON text
+_NESTED = "array<string>"  # an entry that is not a string comes as its JSON text
 
 
 def text_pieces(text: str | Sequence[str]) -> list[list[tuple[str, str | None]]]:
@@ -25,13 +25,13 @@ def text_pieces(text: str | Sequence[str]) -> list[list[tuple[str, str | None]]]
 
 
 def text_columns(text: str | Sequence[str]) -> list[str]:
-    """The catalogue columns that a text is made of, each once."""
+    """The catalogue columns that a text uses, each once."""
     named = [column for piece in text_pieces(text) for _, column in piece if column is not None]
     return list(dict.fromkeys(named))
 
 
 def joined_text(text: str | Sequence[str], columns: Mapping[str, Column]) -> Column:
-    """The pieces joined by one blank; a piece with a blank column vanishes, and null where none is left.
+    """The pieces joined by one space. A piece with a blank column is left out; null if none is left.
 
     Args:
         columns: column name -> its value as a string.
@@ -42,12 +42,12 @@ def joined_text(text: str | Sequence[str], columns: Mapping[str, Column]) -> Col
         parts: list[Column] = []
         for words, column in piece:
             parts += [F.lit(words)] + ([values[column]] if column is not None else [])
-        pieces.append(F.concat(*parts))  # null where one part is
+        pieces.append(F.concat(*parts))  # null if one part is null
     return F.nullif(F.concat_ws(" ", *pieces), F.lit(""))
 
 
 def _value(column: Column) -> Column:
-    """A string as it is, a JSON array as its entries, nested ones too; null where blank."""
+    """A string unchanged, a JSON array as its entries, nested ones too; null if blank."""
     outer = F.from_json(column, _NESTED)
     inner = F.transform(outer, lambda entry: F.coalesce(_entries(entry), F.array(entry)))
     flat = F.concat_ws(", ", F.filter(F.flatten(inner), lambda entry: F.trim(entry) != ""))

@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry, verify_file
+from pad_dist.dataset.manifest import FileEntry, verify_file
 from spark_jobs.bins import bin_cuts
 from spark_jobs.histories import Ints
 from spark_jobs.session import persisted
@@ -30,9 +30,9 @@ class ItemMap:
     """Every item of a version.
 
     Attributes:
-        rows: item_key ("" if erased), item_index, text (null: none of its own), wanted (null: not by `grown_map`).
-        items: how many there are.
-        added: (item_key, item_index) of those that this version adds.
+        rows: item_key ("" if erased), item_index, text (null: it has none), wanted (null: not in `grown_map`'s keys).
+        items: number of items.
+        added: (item_key, item_index) of the items that this version adds.
         history: [[items, digest], ...] of the manifest.
     """
 
@@ -45,7 +45,7 @@ class ItemMap:
 def known_items(spark: SparkSession, root: str, files: list[FileEntry]) -> DataFrame:
     """Rows of a version's item files: item_key, item_index, text (null if it is only the key).
 
-    Read by way of fsspec, as they were written: Spark may have another name for the same store.
+    Reads through fsspec, as the writer does: Spark may have another name for the same store.
     """
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -60,11 +60,11 @@ def known_items(spark: SparkSession, root: str, files: list[FileEntry]) -> DataF
 
 
 def grown_map(known: DataFrame, history: list[list[Any]], keys: DataFrame, cached: ExitStack) -> ItemMap:
-    """The map `known` of that history, followed by the wanted ones of `keys` that it lacks.
+    """Append the wanted `keys` that the item map `known`, of that history, lacks.
 
     Args:
         known: item_key, item_index, text.
-        keys: item_key (distinct), text (if not null, in place of a known one), wanted (false: only for its text).
+        keys: item_key (distinct), text (if not null, it replaces the known one), wanted (false: only to update a text).
     """
     items, last = history[-1] if history else (0, "")
     text = F.coalesce(keys["text"], known["text"]).alias("text")
@@ -81,16 +81,16 @@ def grown_map(known: DataFrame, history: list[list[Any]], keys: DataFrame, cache
 
 
 def with_bins(items: DataFrame, cached: ExitStack) -> tuple[DataFrame, list[int]]:
-    """Adds the bin of each active item, 0 to the others; and where the order of popularity is cut (`bins.bin_cuts`).
+    """Add column bin, 0 for inactive items; also returns the cuts of the popularity order (`bins.bin_cuts`).
 
-    Of items of equal frequency the lower key is the more popular.
+    Of items with equal frequency the lower key counts as more popular.
     """
     active = items.where("active")
     cuts = bin_cuts({row[0]: row[1] for row in active.groupBy("train_frequency").agg(F.count("*")).collect()})
     ordered = persisted(active.orderBy(F.desc("train_frequency"), "item_key"), cached)
-    rank = F.col("rank") - 1
-    number = sum(((rank >= cut).cast("int") for cut in cuts[1:-1]), F.lit(1))
-    binned = _numbered(ordered, 0, "rank").withColumn("bin", number).drop("rank")
+    position = F.col("position") - 1
+    number = sum(((position >= cut).cast("int") for cut in cuts[1:-1]), F.lit(1))
+    binned = _numbered(ordered, 0, "position").withColumn("bin", number).drop("position")
     return binned.unionByName(items.where(~F.col("active")).withColumn("bin", F.lit(0))), cuts
 
 
@@ -101,7 +101,7 @@ def by_file(items: DataFrame, count: int) -> DataFrame:
 
 
 class Keys:
-    """item_index -> item_key, in an executor: of a version's items, from its files, and of newly added ones."""
+    """item_index -> item_key in an executor: a version's items from its files, added items from memory."""
 
     def __init__(self, root: str, files: list[FileEntry], added: DataFrame) -> None:
         self._root, self._files = root, files
@@ -109,18 +109,18 @@ class Keys:
         self._added = dict(zip(rows["item_index"].to_pylist(), rows["item_key"].to_pylist(), strict=True))
 
     def __call__(self, items: Ints) -> pa.Array:
-        """Keys of `items` [n], in that order; may hold repeats."""
+        """Keys of `items` [n], in that order; items may repeat."""
         distinct, places = np.unique(items, return_inverse=True)
-        found = []
+        keys = []
         start = 0
         for file in self._files:
             first = file.first_index or 1
             stop = int(np.searchsorted(distinct, first + file.rows))
             if stop > start:
-                found.append(_keys_in(self._root, file).take(pa.array(distinct[start:stop] - first)))
+                keys.append(_keys_in(self._root, file).take(pa.array(distinct[start:stop] - first)))
             start = stop
-        found.append(pa.array([self._added[item] for item in distinct[start:].tolist()], pa.string()))
-        return pa.concat_arrays(found).take(pa.array(places))
+        keys.append(pa.array([self._added[item] for item in distinct[start:].tolist()], pa.string()))
+        return pa.concat_arrays(keys).take(pa.array(places))
 
 
 @lru_cache(maxsize=16)
@@ -131,7 +131,7 @@ def _keys_in(root: str, file: FileEntry) -> pa.Array:
 
 
 def _numbered(ordered: DataFrame, offset: int, name: str) -> DataFrame:
-    """Adds column `name`: offset + 1, offset + 2, ... in the order of `ordered`, which must be persisted."""
+    """Add column `name`: offset + 1, offset + 2, ... in the order of `ordered`, which must be persisted."""
     partition = F.spark_partition_id()
     counts = {row.partition: row["count"] for row in ordered.groupBy(partition.alias("partition")).count().collect()}
     offsets = [offset]

@@ -18,9 +18,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config
-from pad_dist.config_file import config_from_arguments
-from pad_dist.entry import user_errors
+from pad_dist.config.load import config_from_arguments
 from pad_dist.errors import UserError
+from pad_dist.runtime.entry import user_errors
 from spark_jobs.session import spark_session
 
 Job = Callable[[Config, SparkSession], str]
@@ -30,11 +30,11 @@ _TERMINATED = 128 + signal.SIGTERM
 _STOP_SECONDS = 10.0
 
 _CLIENTS = "fsspec s3fs gcsfs adlfs ossfs botocore aiobotocore aiohttp azure google requests urllib3 paramiko"
-"""Packages by which fsspec reaches stores; some raise what is no OSError."""
+"""Packages by which fsspec reaches stores; some raise errors that are not OSErrors."""
 _OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
 _TOLD = re.compile(r"^(?:\w+\.)*UserError: (.*)", re.MULTILINE)
 _OF_TASK = re.compile(rf"^((?:{'|'.join(_OS_ERRORS)})|(?:{'|'.join(_CLIENTS.split())})\.[\w.]+): (.*)", re.MULTILINE)
-# Not EOFException and java.net, by which the JVM notices that a Python worker has died.
+# Without EOFException and java.net: the JVM raises those when a Python worker has died.
 _OF_SPARK = re.compile(
     r"\b(?:java\.io\.(?:IOException|FileNotFoundException)|java\.nio\.file\.\w+Exception"
     r"|org\.apache\.hadoop\.fs\.[\w.$]+(?:Exception|Error)): (.*)"
@@ -56,15 +56,15 @@ def run_job(name: str, description: str, job: Job, arguments: list[str] | None) 
 
 
 def _terminate(*_: int | FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the cleaning up
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the clean-up
     sys.exit(_TERMINATED)
 
 
 @contextmanager
 def task_errors(dataset: str) -> Iterator[None]:
-    """Turn a task's UserError, and a store or disk that fails, into one UserError here.
+    """Turn a task's UserError, or the failure of a store or disk, into one UserError.
 
-    Any other exception is a bug and stays what it is.
+    Any other exception is a bug and passes unchanged.
     """
     try:
         yield
@@ -96,11 +96,11 @@ def _of_store(error: Exception) -> bool:
     if not isinstance(error, OSError):
         return type(error).__module__.partition(".")[0] in _CLIENTS.split()
     frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return not frames[-1].startswith("py4j")  # a socket to the JVM: that one has died
+    return not frames[-1].startswith("py4j")  # py4j's socket: the JVM has died
 
 
 def stop_tasks(spark: SparkSession) -> None:
-    """Cancel all jobs and wait until no task runs: those beside a failed one still write for a moment."""
+    """Cancel all jobs and wait until no task runs: other tasks of a failed job still write for a moment."""
 
     def stop() -> None:
         context = spark.sparkContext
@@ -111,7 +111,7 @@ def stop_tasks(spark: SparkSession) -> None:
             while time.monotonic() < deadline and any(e.numRunningTasks() for e in tracker.getExecutorInfos()):
                 time.sleep(0.02)
 
-    # Another thread has its own connection to the JVM: that of this one may wait for an answer.
+    # A new thread has a new connection to the JVM: this thread's connection may be waiting for an answer.
     thread = Thread(target=stop, daemon=True)
     thread.start()
     thread.join(2 * _STOP_SECONDS)

@@ -1,8 +1,8 @@
-"""Measure a dataset version: quality.json and quality.html beside its manifest.
+"""Measure a dataset version: quality.json and quality.html next to its manifest.
 
-One Spark job whatever the size, one task per file: a task reads the columns it needs
-row group by row group into Arrow and hands back exact histograms, which are small (T events
-have fewer than sqrt(2 T) distinct lengths or frequencies). Sums of integers depend on no order.
+One Spark job whatever the size, one task per file. A task reads the columns it needs, row
+group by row group, into Arrow and returns exact histograms. These are small: T events have
+fewer than sqrt(2 T) distinct lengths or frequencies. Sums of integers depend on no order.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry, Manifest, read_manifest
-from pad_dist.data.quality import QUALITY_SCHEMA, ItemKind, Measures, Turnover, build_drift, build_quality
-from pad_dist.data.quality_page import quality_page
-from pad_dist.data.text_table import BUILD_COMMAND
+from pad_dist.dataset.manifest import FileEntry, Manifest, read_manifest
+from pad_dist.dataset.quality import QUALITY_SCHEMA, ItemKind, Measures, Turnover, build_drift, build_quality
+from pad_dist.dataset.quality_page import quality_page
+from pad_dist.dataset.text_table import BUILD_COMMAND
 
 SAMPLES = 3
 """Rejected rows shown per reason."""
@@ -55,9 +55,9 @@ def write_quality(spark: SparkSession, version_dir: str, manifest: Manifest, pre
 
     Args:
         spark: any session.
-        version_dir: the version's directory, complete but for its manifest.json.
-        manifest: of this version; of items and sequences the files it lists are read, no others.
-        previous_dir: the version that it grew from.
+        version_dir: the version's directory, complete except for its manifest.json.
+        manifest: of this version; only the items and sequences files that it lists are read.
+        previous_dir: directory of the version that it grew from.
     """
     now = Version(version_dir, manifest)
     before = Version(previous_dir, read_manifest(previous_dir, BUILD_COMMAND)) if previous_dir else None
@@ -72,7 +72,7 @@ def write_quality(spark: SparkSession, version_dir: str, manifest: Manifest, pre
 
 
 def _quality_of(spark: SparkSession, version: Version) -> dict[str, Any]:
-    """The quality that a version was published with; measured now if that has another form."""
+    """The quality that a version was published with; measured anew if that has another schema version."""
     path = storage.join(version.url, "quality.json")
     if storage.exists(path):
         quality: dict[str, Any] = storage.read_json(path)
@@ -114,7 +114,7 @@ def _measure(spark: SparkSession, now: Version, before: Version | None) -> tuple
 
 
 def _count_users(now: Version, k: int, before: Version | None) -> Counts:
-    """Histories of file k of the sequences, and how they meet those of `before`."""
+    """Histories of file k of the sequences, and how they compare with those of `before`."""
     sums: Counter[str] = Counter()
     users, lengths = [_NO_USERS], [np.empty(0, np.int64)]
     for table in _row_groups(now, "sequences", k, ["user_key", "items", "valid", "test"]):
@@ -130,12 +130,12 @@ def _count_users(now: Version, k: int, before: Version | None) -> Counts:
         shards = range(len(before.files("sequences")))
         # A user's shard is a function of the key and of how many shards there are.
         where = [k] if len(shards) == len(now.files("sequences")) else shards
-        sums.update(_meet(pa.chunked_array(users), length, before, where))
+        sums.update(_compare(pa.chunked_array(users), length, before, where))
     return {"lengths": _histogram(length), "sums": sums}
 
 
-def _meet(users: pa.ChunkedArray, length: Ints, before: Version, shards: Iterable[int]) -> Counter[str]:
-    """How users [n] and their history lengths [n] differ from `shards` of the version before."""
+def _compare(users: pa.ChunkedArray, length: Ints, before: Version, shards: Iterable[int]) -> Counter[str]:
+    """How users [n] and their history lengths [n] differ from `shards` of the previous version."""
     earlier = np.zeros_like(length)
     met_users = 0
     for shard in shards:
@@ -157,7 +157,7 @@ def _meet(users: pa.ChunkedArray, length: Ints, before: Version, shards: Iterabl
 
 
 def _count_items(now: Version, k: int, before: Version | None) -> Counts:
-    """Items of file k by kind, and how they meet those of `before`."""
+    """Items of file k by kind, and how they compare with those of `before`."""
     counts: Counts = {"items": Counter(), "text_lengths": Counter(), "sums": Counter()}
     for table in _row_groups(now, "items", k, ["item_key", "item_index", "train_frequency", "bin", "text"]):
         active = pc.greater(table["bin"], 0)
@@ -171,28 +171,28 @@ def _count_items(now: Version, k: int, before: Version | None) -> Counts:
         if before is not None:
             index = table["item_index"].to_numpy()
             was = _activity(before, int(index[0]), int(index[-1]) + 1)
-            here = active.to_numpy()
+            is_active = active.to_numpy()
             counts["sums"]["new_items"] += int(np.count_nonzero(was == _ABSENT))
-            counts["sums"]["gone_items"] += int(np.count_nonzero((was == _ACTIVE) & ~here))
-            counts["sums"]["returned_items"] += int(np.count_nonzero((was == _INACTIVE) & here))
+            counts["sums"]["gone_items"] += int(np.count_nonzero((was == _ACTIVE) & ~is_active))
+            counts["sums"]["returned_items"] += int(np.count_nonzero((was == _INACTIVE) & is_active))
     return counts
 
 
 def _activity(version: Version, start: int, stop: int) -> NDArray[np.int8]:
-    """Whether items start..stop-1 were active in a version, [stop - start]."""
-    found = np.full(stop - start, _ABSENT, np.int8)
+    """[stop - start] whether items start..stop-1 were absent from a version, inactive or active in it."""
+    activity = np.full(stop - start, _ABSENT, np.int8)
     for k, entry in enumerate(version.files("items")):
         assert entry.first_index is not None
         low, high = max(start, entry.first_index), min(stop, entry.first_index + entry.rows)
         if low < high:
             bins = np.concatenate([table["bin"].to_numpy() for table in _row_groups(version, "items", k, ["bin"])])
             part = bins[low - entry.first_index : high - entry.first_index]
-            found[low - start : high - start] = np.where(part > 0, _ACTIVE, _INACTIVE)
-    return found
+            activity[low - start : high - start] = np.where(part > 0, _ACTIVE, _INACTIVE)
+    return activity
 
 
 def _row_groups(version: Version, group: str, k: int, columns: list[str]) -> Iterator[pa.Table]:
-    """File k of a group in pieces that fit in memory however long the file is."""
+    """The row groups of file k of a group, which fit in memory however long the file is."""
     fs, path = storage.filesystem(storage.join(version.url, version.files(group)[k].path))
     with fs.open(path, "rb") as file:
         parquet = pq.ParquetFile(file)
@@ -206,8 +206,8 @@ def _lengths(table: pa.Table) -> Ints:
 
 
 def _histogram(values: NDArray[Any]) -> Counter[Any]:
-    found, counts = np.unique(values, return_counts=True)
-    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    distinct, counts = np.unique(values, return_counts=True)
+    return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
 
 def _number(mask: pa.ChunkedArray) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pad_dist.data.manifest import Manifest
+from pad_dist.dataset.manifest import Manifest
 from pad_dist.errors import UserError
 
 _VIEW = {"min_interactions", "max_history", "keep_last", "split", "items_format"}
-"""Settings that sequences and items are computed with, out of the same events."""
+"""Settings that change sequences and items, but not the events."""
 _VIEW_COLUMNS = {"item_key", "text"}
 
 
@@ -18,10 +18,10 @@ class Rerun:
     """What a build does.
 
     Attributes:
-        grow: whether it starts from the events of the version before.
+        grow: whether it starts from the previous version's events.
         events: event files to read.
-        catalogue: catalogue files to read; none where they are as the version before has read them.
-        why: for the user, what was decided.
+        catalogue: catalogue files to read; none if they have not changed since the previous version.
+        why: message to the user about the decision.
     """
 
     grow: bool
@@ -31,17 +31,17 @@ class Rerun:
 
 
 def plan(before: Manifest | None, version: str | None, now: dict[str, Any], incremental: bool) -> Rerun | None:
-    """Compare what the version before was made from with what there is now; None if nothing changed.
+    """Compare the inputs of the previous version with those of now; None if nothing changed.
 
-    Event files that are gone stay in the dataset as long as the events of the version
-    before are taken over.
+    Events of files that are gone stay in the dataset as long as the build starts from
+    the previous version's events.
 
     Args:
         now: of `lineage.lineage_of`.
 
     Raises:
-        UserError: the inputs are another dataset's; or everything must be read again
-            and a file that the version before holds is gone.
+        UserError: the inputs belong to another dataset; or everything must be read again
+            and a file of the previous version is gone.
     """
     inputs, settings = now["inputs"], now["settings"]
     events, catalogue = list(inputs["interactions"]), list(inputs["items"])
@@ -82,7 +82,7 @@ def plan(before: Manifest | None, version: str | None, now: dict[str, Any], incr
 
 
 def _reason_to_start_over(then: dict[str, Any], now: dict[str, Any], changed: list[str]) -> str | None:
-    """Why the events of the version before are of no use."""
+    """Why the build cannot start from the previous version's events; None if it can."""
     if changed:
         return f"{changed[0]} has changed"
     if now["min_item_interactions"] or then["min_item_interactions"]:

@@ -1,4 +1,4 @@
-"""One way to get a Spark session, in-process or under spark-submit, and to have it keep a frame."""
+"""Get a Spark session, in-process or under spark-submit, and have it cache frames."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pyspark.sql import DataFrame, SparkSession
 
 import pad_dist
 from pad_dist.config import DataConfig
-from pad_dist.doctor import check_java
 from pad_dist.errors import UserError
+from pad_dist.runtime.doctor import check_java
 
-_HERE = ("local", "spark://127.0.0.1:", "spark://localhost:")
-"""How masters begin whose executors run on this machine."""
+_LOCAL_MASTERS = ("local", "spark://127.0.0.1:", "spark://localhost:")
+"""Prefixes of masters whose executors run on this machine."""
 
 
 def spark_session(data: DataConfig, app: str) -> SparkSession:
     """A session with Arrow on, UTC, case-sensitive columns and quiet logs.
 
-    In-process it runs on `data.spark_master`; under spark-submit the master given
-    there wins. `data.spark_conf` is applied last, over the settings here.
+    In-process it runs on `data.spark_master`; under spark-submit the command's master
+    wins. `data.spark_conf` overrides the settings made here.
 
     Raises:
         UserError: Java is missing or too old; or Spark refuses the settings.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    here = not submitted and data.spark_master.startswith(_HERE)
+    is_local = not submitted and data.spark_master.startswith(_LOCAL_MASTERS)
     conf = {
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.caseSensitive": "true",
@@ -40,7 +40,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
     }
     if not submitted:
         require_java()
-    if here:
+    if is_local:
         # The workers need this interpreter and this checkout, whether or not they are on PATH and PYTHONPATH.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -58,7 +58,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
         builder = builder.master(data.spark_master)
     try:
         session = builder.getOrCreate()
-        # A new session reads its SQL settings late: set them, so that a bad value is told here.
+        # A new session reads its SQL settings late: set them, so that a bad value is reported here.
         for key, value in data.spark_conf.items():
             if session.conf.isModifiable(key):
                 session.conf.set(key, value)
@@ -72,7 +72,7 @@ def spark_session(data: DataConfig, app: str) -> SparkSession:
 
 
 def persisted(frame: DataFrame, cached: ExitStack) -> DataFrame:
-    """The frame, kept by Spark until the block of `cached` ends."""
+    """The frame, cached by Spark until the block of `cached` ends."""
     cached.callback(frame.unpersist)
     return frame.persist()
 
@@ -91,4 +91,4 @@ def require_java() -> None:
     """
     java = check_java(os.environ)
     if not java.ok:
-        raise UserError(f"Spark needs {java.name}: {java.found}: {java.fix}")
+        raise UserError(f"Spark needs {java.name}: {java.actual}: {java.fix}")

@@ -1,8 +1,8 @@
-"""Write dataset files from executors: path, rows, bytes and checksum come back in one pass.
+"""Write dataset files from executors; one pass gives path, rows, bytes and checksum.
 
 File contents depend on the rows alone, never on how Spark batched them: row groups
 have a fixed number of rows and each is one contiguous piece of memory. A task that
-Spark runs twice writes the same bytes to the same place.
+Spark runs twice writes the same bytes to the same path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry, verify_file
+from pad_dist.dataset.manifest import FileEntry, verify_file
 from spark_jobs.histories import (
     EVENTS,
     SEQUENCES,
@@ -41,7 +41,7 @@ from spark_jobs.session import persisted
 
 ROWS_PER_GROUP = 16384
 EVENTS_PER_GROUP = 1 << 20
-_HELD_COUNTS = 1 << 22
+_MAX_BACKLOG = 1 << 22
 ITEMS = pa.schema(
     [
         ("item_key", pa.string()),
@@ -59,7 +59,7 @@ _WRITTEN = "path string, rows long, bytes long, sha256 string, first_index long,
 
 @dataclass(frozen=True)
 class Before:
-    """The events that a build starts from: files of the version before, one for each shard, and who leaves them."""
+    """The events that a build starts from: the previous version's files, one per shard, and the erased items."""
 
     root: str
     events: list[FileEntry]
@@ -74,12 +74,12 @@ def write_shards(
 
     Args:
         rows: (user_key, time, item_index); partition k holds shard k in order of user, time, item key, and a row
-            without user, so that Spark runs a task where nothing is new.
+            without a user, so that Spark runs a task even if nothing is new.
 
     Returns:
-        Files of the groups events and sequences; what is in them: events, interactions, users with a train part to
-        learn from (train_users) and with a target (valid_users, test_users); and how often the train parts hold an
-        item: (item_index, train_frequency), several rows for one item, kept by Spark until `cached` ends.
+        Files of the groups events and sequences. Their counts: events, interactions, users whose train part is long
+        enough to learn from (train_users) or who have a target (valid_users, test_users). Train frequencies:
+        (item_index, train_frequency), several rows for one item, cached by Spark until `cached` ends.
     """
     erased = pa.array(erased_users, pa.string())
 
@@ -98,10 +98,10 @@ def write_shards(
         yield from pa.concat_tables([*written, frequencies.table()], promote_options="default").to_batches()
 
     schema = f"{_WRITTEN}, item_index long, train_frequency long"
-    found = rows.select("user_key", "time", "item_index").mapInArrow(write, schema)
-    entries, counts = _entries(persisted(found, cached).where("path IS NOT NULL"))
+    results = rows.select("user_key", "time", "item_index").mapInArrow(write, schema)
+    entries, counts = _entries(persisted(results, cached).where("path IS NOT NULL"))
     files = {group: [e for e in entries if e.path.startswith(f"{group}/")] for group in ("events", "sequences")}
-    return files, counts, found.where("path IS NULL").select("item_index", "train_frequency")
+    return files, counts, results.where("path IS NULL").select("item_index", "train_frequency")
 
 
 def _counts(sequences: pa.Table) -> dict[str, int]:
@@ -137,15 +137,15 @@ def write_items(items: DataFrame, root: str) -> tuple[list[FileEntry], dict[str,
     """Write partition k of `items` (columns of ITEMS, text may be null) as items/part-k.
 
     Returns:
-        The files in order, and how many active items have no text of their own (items_without_text).
+        The files in order, and the number of active items without a text (items_without_text).
     """
 
     def write(batches: Batches) -> Batches:
         with _ShardFile(root, "items", _partition(), ITEMS) as file:
             for batch in batches:
                 keys, bins = batch["item_key"].to_pylist(), batch["bin"].to_pylist()
-                own = [clean_text(text) for text in batch["text"].to_pylist()]
-                texts = [text or key for text, key in zip(own, keys, strict=True)]
+                cleaned = [clean_text(text) for text in batch["text"].to_pylist()]
+                texts = [text or key for text, key in zip(cleaned, keys, strict=True)]
                 untitled = sum(b > 0 and text == key for text, key, b in zip(texts, keys, bins, strict=True))
                 table = pa.Table.from_batches([batch]).set_column(ITEMS.names.index("text"), "text", [texts])
                 file.add(table, {"items_without_text": untitled})
@@ -155,7 +155,7 @@ def write_items(items: DataFrame, root: str) -> tuple[list[FileEntry], dict[str,
 
 
 def clean_text(text: str | None) -> str:
-    """HTML entities unescaped, runs of white space made one blank."""
+    """Unescape HTML entities and turn runs of white space into one space."""
     return " ".join(html.unescape(text or "").split())
 
 
@@ -186,8 +186,8 @@ class _ShardFile:
         self._rows = 0
         self._counts: Counter[str] = Counter()
         self._first_index: int | None = None
-        self._held: list[pa.Table] = []
-        self._held_rows = self._held_events = 0
+        self._pending: list[pa.Table] = []
+        self._pending_rows = self._pending_events = 0
 
     def __enter__(self) -> _ShardFile:
         with ExitStack() as opened:
@@ -197,40 +197,40 @@ class _ShardFile:
         return self
 
     def __exit__(self, *failure: Any) -> bool | None:
-        if failure[0] is None and self._held:
-            self._writer.write_table(pa.concat_tables(self._held).combine_chunks())
+        if failure[0] is None and self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending).combine_chunks())
         return self._opened.__exit__(*failure)
 
     def add(self, table: pa.Table, counts: dict[str, int], events: int = 0) -> None:
-        """Append rows that hold `events`; `written` reports the sums of `counts`."""
+        """Append rows with `events` events in all; `written` reports the sums of `counts`."""
         self._counts.update(counts)
         if not table.num_rows:
             return
         if "item_index" in self._schema.names and self._first_index is None:
             self._first_index = table["item_index"][0].as_py()
         self._rows += table.num_rows
-        self._held.append(table.cast(self._schema))
-        self._held_rows, self._held_events = self._held_rows + table.num_rows, self._held_events + events
-        if self._held_rows >= ROWS_PER_GROUP or self._held_events >= EVENTS_PER_GROUP:
+        self._pending.append(table.cast(self._schema))
+        self._pending_rows, self._pending_events = self._pending_rows + table.num_rows, self._pending_events + events
+        if self._pending_rows >= ROWS_PER_GROUP or self._pending_events >= EVENTS_PER_GROUP:
             self._write_full_groups()
 
     def _write_full_groups(self) -> None:
-        held = pa.concat_tables(self._held)
-        sizes = pc.list_value_length(held["items"]).to_numpy() if "items" in held.schema.names else np.zeros(len(held))
+        rows = pa.concat_tables(self._pending)
+        sizes = pc.list_value_length(rows["items"]).to_numpy() if "items" in rows.schema.names else np.zeros(len(rows))
         before = np.concatenate([[0], np.cumsum(sizes)])
         start = 0
         while True:
             # The row that brings the group to its limit is its last one.
             stop = min(start + ROWS_PER_GROUP, int(np.searchsorted(before, before[start] + EVENTS_PER_GROUP)))
-            if stop > len(held):
+            if stop > len(rows):
                 break
-            self._writer.write_table(held.slice(start, stop - start).combine_chunks())
+            self._writer.write_table(rows.slice(start, stop - start).combine_chunks())
             start = stop
-        self._held = [held.slice(start)]
-        self._held_rows, self._held_events = len(held) - start, int(before[-1] - before[start])
+        self._pending = [rows.slice(start)]
+        self._pending_rows, self._pending_events = len(rows) - start, int(before[-1] - before[start])
 
     def written(self) -> pa.RecordBatch:
-        """The row of `_WRITTEN` that tells of this file, once it is published."""
+        """The row of `_WRITTEN` that describes this file, once it is published."""
         values: dict[str, list[Any]] = {
             "path": [self._path],
             "rows": [self._rows],
@@ -243,7 +243,7 @@ class _ShardFile:
 
 
 class _ItemCounts:
-    """How often each item occurs; holds one number for each distinct item, and a bounded backlog."""
+    """Counts how often each item occurs; keeps one number for each distinct item, and a bounded backlog."""
 
     def __init__(self) -> None:
         self._items: list[Ints] = []
@@ -256,7 +256,7 @@ class _ItemCounts:
         self._items.append(distinct)
         self._counts.append(counts)
         self._backlog += len(distinct)
-        if self._backlog > _HELD_COUNTS:
+        if self._backlog > _MAX_BACKLOG:
             self._sum()
             self._backlog = 0
 
@@ -275,7 +275,7 @@ class _ItemCounts:
 
 
 class _HashingFile:
-    """A file for writing that knows the size and SHA-256 of what passed through."""
+    """A file for writing that tracks the size and SHA-256 of its content."""
 
     closed = False
 

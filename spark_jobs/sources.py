@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from pad_dist import storage
 from pad_dist.config import DataConfig
-from pad_dist.data.manifest import Manifest
+from pad_dist.dataset.manifest import Manifest
 from spark_jobs.core import core
 from spark_jobs.inputs import check_rejected, read_catalogue, read_events, read_keys, reading, set_aside
 from spark_jobs.rerun import Rerun
@@ -21,7 +21,7 @@ from spark_jobs.session import persisted
 CORE = "core"
 """Scratch directory of a build for the rounds of the k-core."""
 REJECTED = "rejected"
-"""Directory of the rows set aside: a version's own, or beside all versions where there were too many."""
+"""Directory of rejected rows, in the version; in the dataset's root if there were too many of them."""
 _LOW = "\0rating below data.min_rating"
 
 
@@ -74,13 +74,13 @@ def events_of(build: Build) -> tuple[DataFrame, DataFrame, dict[str, int], Count
     tally = rows.groupBy("state", F.when(usable, F.col("item_key")).alias("item_key")).agg(F.count("*").alias("rows"))
     tally = persisted(tally, build.cached)
     with reading(data.interactions):
-        found = Counter(
+        by_reason = Counter(
             {row.state: row["rows"] for row in tally.groupBy("state").agg(F.sum("rows").alias("rows")).collect()}
         )
-    read, low = found.total(), found.pop(_LOW, 0)
-    found.pop(None, 0)
-    _set_aside(build, rows, "interactions", found, read)
-    counts, rejects = Counter(raw_events=read, below_min_rating=low), Counter(_named("interactions", found))
+    read, low = by_reason.total(), by_reason.pop(_LOW, 0)
+    by_reason.pop(None, 0)
+    _set_aside(build, rows, "interactions", by_reason, read)
+    counts, rejects = Counter(raw_events=read, below_min_rating=low), Counter(_named("interactions", by_reason))
     if build.rerun.grow and build.before is not None:
         old = build.before.manifest
         counts.update({name: old.counts[name] for name in counts})
@@ -94,33 +94,33 @@ def events_of(build: Build) -> tuple[DataFrame, DataFrame, dict[str, int], Count
 
 
 def catalogue_of(build: Build) -> tuple[DataFrame, dict[str, int], Counter[str]]:
-    """Each item listed in what is read now, once (item_key, text or null); counts and rejects of the catalogue."""
+    """Each item of the catalogue files read now, once (item_key, text or null); the catalogue's counts and rejects."""
     data, files = build.data, build.rerun.catalogue
-    rows = read_catalogue(build.spark, data, files)  # refuses a catalogue that is gone, also where none is read again
+    rows = read_catalogue(build.spark, data, files)  # raises if the catalogue is gone, even if no file is read again
     if not files:
         assert build.before is not None
         old = build.before.manifest
         kept = {reason: n for reason, n in old.rejected.items() if reason.startswith("items: ")}
         empty = build.spark.createDataFrame([], "item_key string, text string")
         return empty, {"duplicate_item_rows": old.counts["duplicate_item_rows"]}, Counter(kept)
-    # Of several rows of one item the first text in sorted order stays; a blank one never wins over a text.
+    # An item with several rows keeps the first text in sorted order; a blank one never wins over a text.
     text = F.min(F.when(F.trim("text") != "", F.col("text"))).alias("text")
     key = F.when(F.col("rejected").isNull(), F.col("item_key")).alias("item_key")
     once = persisted(rows.groupBy("rejected", key).agg(text, F.count("*").alias("rows")), build.cached)
     with reading(data.items):
         totals = once.groupBy("rejected").agg(F.sum("rows").alias("rows"), F.count("*").alias("keys")).collect()
-    found = Counter({row.rejected: row["rows"] for row in totals})
-    read, usable = found.total(), found.pop(None, 0)
-    _set_aside(build, rows, "items", found, read)
+    by_reason = Counter({row.rejected: row["rows"] for row in totals})
+    read, usable = by_reason.total(), by_reason.pop(None, 0)
+    _set_aside(build, rows, "items", by_reason, read)
     distinct = sum(row["keys"] for row in totals if row.rejected is None)
     listed = once.where(F.col("rejected").isNull()).select("item_key", "text")
-    return listed, {"duplicate_item_rows": usable - distinct}, Counter(_named("items", found))
+    return listed, {"duplicate_item_rows": usable - distinct}, Counter(_named("items", by_reason))
 
 
 def _set_aside(build: Build, rows: DataFrame, role: str, rejected: Counter[str], read: int) -> None:
-    """Write rejected rows beside the version; if there are too many, beside the dataset, and refuse.
+    """Write rejected rows into the version; if there are too many, into the dataset's root, and refuse.
 
-    Rows of erased users and items are counted, and not written where their key can be read.
+    Rows of erased users and items are counted, but not written if their key can be read.
     """
     if not rejected:
         return
@@ -147,7 +147,7 @@ def _named(role: str, rejected: Counter[str]) -> dict[str, int]:
 
 
 def _keys(spark: SparkSession, url: str, column: str) -> list[str]:
-    """Keys of an erasure list, each once; none where `url` is not set."""
+    """Keys of an erasure list, each once; none if `url` is not set."""
     if not url:
         return []
     with reading(url):

@@ -8,21 +8,21 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pad_dist import storage
 from pad_dist.config import DataConfig
-from pad_dist.data import versions
-from pad_dist.data.lineage import INPUTS, input_files
+from pad_dist.dataset import versions
+from pad_dist.dataset.lineage import INPUTS, input_files
 from pad_dist.errors import UserError
 from spark_jobs.inputs import absolute
 from spark_jobs.sources import REJECTED
 
 _OURS = ("versions", "text", REJECTED)
-"""Folders of a dataset that builds write to and delete from; whatever else lies there is left alone."""
+"""Folders of a dataset that builds write to and delete from; builds touch nothing else in it."""
 
 
 def require_target(dataset: str, data: DataConfig) -> None:
     """Check, before any work, that `dataset` may take versions and that the raw inputs are not among them.
 
     Raises:
-        UserError: inputs that are not set, hold the dataset or lie in a folder that
+        UserError: an input is not set, contains the dataset or is in a folder that
             builds delete from; `dataset` is a file, or one version of a dataset.
     """
     for name in ("interactions", "items"):
@@ -54,6 +54,6 @@ def _require_apart(what: str, url: str, dataset: str) -> None:
 
 
 def _place(url: str) -> str:
-    """One spelling per place: of local paths that without links, `..` and a last slash."""
+    """The URL in its one spelling: a local path without links, `..` and trailing slash."""
     fs, path = storage.filesystem(absolute(url))
     return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path).rstrip("/")

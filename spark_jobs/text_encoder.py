@@ -1,4 +1,4 @@
-"""A frozen language model as a text encoder: texts in, one unit vector each out (METHOD, text).
+"""A frozen language model as a text encoder: texts in, one unit vector each out (docs/method.md, "Text").
 
 Plain torch and transformers, so that it runs the same inside a Spark executor, a
 notebook or a serving process. Only safetensors and GGUF weights are read: neither
@@ -31,7 +31,7 @@ _PACKAGES = {
 """Models that install from the package index: module and the directory of the weights in it."""
 
 _READ = {".safetensors", ".json", ".txt", ".model"}
-"""Files of a local folder that weights, shape and tokenizer come from."""
+"""Suffixes of the files of a local folder that hold weights, shape and tokenizer."""
 
 
 class Encoder:
@@ -77,7 +77,7 @@ class Encoder:
             raise ValueError(f"{len(empty)} texts have no token, the first is {empty[0]!r}")
         vectors = np.empty((len(texts), self.dim), np.float32)
         lengths = np.array([len(ids) for ids in tokens])
-        for length in np.unique(lengths)[::-1]:  # the longest first: what memory must hold shows at once
+        for length in np.unique(lengths)[::-1]:  # the longest first, so that the peak of memory comes first
             of_length = np.flatnonzero(lengths == length)
             for start in range(0, len(of_length), self._config.batch_size):
                 places = of_length[start : start + self._config.batch_size]
@@ -88,12 +88,12 @@ class Encoder:
 
     def _states(self, ids: Tensor) -> Tensor:
         """ids [n, tokens] without padding -> last hidden states [n, tokens, dim], float32."""
-        seen = None
+        mask = None
         if self._config.bidirectional:
             # A 4-d mask (additive: zeros hide nothing) takes the place of the model's causal one.
-            seen = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=self._model.dtype, device=ids.device)
+            mask = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=self._model.dtype, device=ids.device)
         with torch.inference_mode():
-            states: Tensor = self._model(input_ids=ids, attention_mask=seen).last_hidden_state
+            states: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         return states.float()
 
     def _sees_later_tokens(self) -> bool:
@@ -124,8 +124,8 @@ def model_revision(config: TextConfig) -> str:
     """What pins the weights: the package version, a local folder's checksum or the Hub commit.
 
     Raises:
-        UserError: no such model; or `text.revision` is set and an installed package
-            or a local folder is another one.
+        UserError: no such model; or `text.revision` is set, but the installed package
+            or local folder has another one.
     """
     source, options = model_source(config)
     if config.model in _PACKAGES:
@@ -139,17 +139,17 @@ def model_revision(config: TextConfig) -> str:
     return str(resolved or config.revision or "main")
 
 
-def _as_wanted(config: TextConfig, found: str) -> str:
-    if config.revision not in (None, found):
+def _as_wanted(config: TextConfig, revision: str) -> str:
+    if config.revision not in (None, revision):
         raise UserError(
-            f"text.revision={config.revision} but {config.model} here is {found}: "
-            f"bring back that revision, or set text.revision={found}"
+            f"text.revision={config.revision} but {config.model} here is {revision}: "
+            f"bring back that revision, or set text.revision={revision}"
         )
-    return found
+    return revision
 
 
 def _digest(folder: Path, gguf: str | None) -> str:
-    """SHA-256 over name and content of the files that make the model."""
+    """SHA-256 over names and contents of the model's files."""
     files = [folder / gguf] if gguf else sorted(file for file in folder.iterdir() if file.suffix in _READ)
     digest = hashlib.sha256()
     for file in files:

@@ -1,12 +1,12 @@
-"""Fewer dimensions for text vectors: PCA or whitening, fitted on a sample and kept with the table.
+"""Fewer dimensions for text vectors: PCA or whitening, fitted on a sample and stored with the table.
 
     <root>/text/reduction-<digest of the recipe>.safetensors: mean [dim], components [dim, reduced dim]
 
 A reduced row is (x - mean) @ components. The components are scaled so that rows have
 mean 0 and mean squared length 1 over the sample, as unit vectors have: float16 and int8
 lose as little as on those. PCA keeps the spread of each direction, whitening makes all
-equal. Later versions of a dataset use the file as it is: vectors of known texts stay,
-and new items come into the same space.
+equal. Later versions of a dataset use the file unchanged: vectors of known texts stay,
+and new items get vectors of the same space.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pad_dist.config import ReduceConfig
 from pad_dist.errors import UserError
 
 _LEAST_SHARE = 1e-6
-"""Of the largest variance; below lies what float16 rounding of the vectors leaves."""
+"""Share of the largest variance; smaller variances are rounding errors of float16 vectors."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def sums_of(blocks: Iterable[NDArray[np.floating]], dim: int) -> Sums:
 
 
 def fit(sums: Sums, config: ReduceConfig) -> Reduction:
-    """The reduction that moments ask for.
+    """Fit a reduction to the moments of a sample.
 
     Raises:
         UserError: the sample spans fewer than `config.dim` directions.

@@ -1,10 +1,10 @@
-"""One file of text vectors, made in an executor: a range of items, named by what it is made from.
+"""One file of text vectors, made in an executor: a range of items, named by its recipe and texts.
 
     text/part-<first index>-<last index>-<digest of the recipe>-<digest of the texts>.parquet
 
-A file appears whole or not at all, so one that is there is done, whoever made it and
-whatever was killed since. Each row keeps the hash of its text and recipe: a range whose
-texts changed takes the rows of all other texts from earlier files that overlap it.
+A file is published atomically, so an existing one is complete, whatever was killed
+since. Each row keeps the hash of its text and recipe: a range with some changed texts
+takes the rows of all other texts from earlier files that overlap it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pydantic import BaseModel
 
 from pad_dist import storage
 from pad_dist.config import TextConfig
-from pad_dist.data.manifest import FileEntry, verify_file
-from pad_dist.data.text_table import BUILD_COMMAND, EMBED_COMMAND, TEXT, decode, encode
+from pad_dist.dataset.manifest import FileEntry, verify_file
+from pad_dist.dataset.text_table import BUILD_COMMAND, EMBED_COMMAND, TEXT, decode, encode
 from pad_dist.errors import UserError
 from spark_jobs.text_encoder import load_encoder
 from spark_jobs.text_reduction import Reduction
@@ -43,7 +43,7 @@ class Shard(BaseModel):
     dim: int
     """Width of the rows."""
     embedded: int
-    """Texts that the model was given to make it."""
+    """Texts that the model embedded to make it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Source:
 
     @property
     def recipe(self) -> Recipe:
-        """All that a vector depends on beside its text."""
+        """All that a vector depends on besides its text."""
         shape = {"model", "gguf_file", "pooling", "bidirectional", "max_tokens", "precision"}
         return {**self.text.model_dump(include=shape), "revision": self.revision}
 
@@ -83,7 +83,7 @@ def shard_path(first: int, hashes: list[str], recipe: Any) -> str:
 
 
 def embed_range(source: Source, first: int, stop: int, device: str) -> Shard:
-    """Make the file of items first..stop-1, unless it is there.
+    """Make the file of items first..stop-1, unless it exists.
 
     Raises:
         UserError: item files differ from their manifest, the model cannot be loaded, or the store fails.
@@ -92,8 +92,8 @@ def embed_range(source: Source, first: int, stop: int, device: str) -> Shard:
     prefix = json.dumps(source.recipe, sort_keys=True)
     hashes = [hashlib.sha256(f"{prefix}\n{text}".encode()).hexdigest() for text in texts]
     path = shard_path(first, hashes, source.recipe)
-    if there := _read(storage.join(source.root, path)):
-        return Shard(entry=_entry(source.root, path, first, len(hashes)), dim=there[1].shape[1], embedded=0)
+    if existing := _read(storage.join(source.root, path)):
+        return Shard(entry=_entry(source.root, path, first, len(hashes)), dim=existing[1].shape[1], embedded=0)
     known = _taken_over(source, first, stop, set(hashes))
     missing = {key: text for key, text in zip(hashes, texts, strict=True) if text and key not in known}
     if missing or not known:
@@ -109,22 +109,22 @@ def embed_range(source: Source, first: int, stop: int, device: str) -> Shard:
 
 
 def raw_rows(root: str, entry: FileEntry) -> tuple[list[str], NDArray[np.float16]]:
-    """Hashes and rows of a file that this job made or found whole.
+    """Hashes and rows of a file that this job has made or checked.
 
     Raises:
-        UserError: it has gone or changed since.
+        UserError: it is gone or has changed since.
     """
-    found = _read(storage.join(root, entry.path))
-    if found is None:
+    contents = _read(storage.join(root, entry.path))
+    if contents is None:
         raise UserError(f"{storage.join(root, entry.path)} changed while it was read: run `{EMBED_COMMAND}` again")
-    return found
+    return contents
 
 
 def convert_shard(root: str, raw: FileEntry, recipe: Any, reduction: Reduction | None, dtype: str) -> Shard:
-    """Make the reduced or int8 form of a file of raw vectors, unless it is there.
+    """Make the reduced or int8 form of a file of raw vectors, unless it exists.
 
     Args:
-        recipe: all that the form depends on beside the raw rows.
+        recipe: all that the form depends on besides the raw rows.
         reduction: None keeps the rows' width.
 
     Raises:
@@ -133,8 +133,8 @@ def convert_shard(root: str, raw: FileEntry, recipe: Any, reduction: Reduction |
     hashes, rows = raw_rows(root, raw)
     first = raw.first_index or 0
     path = shard_path(first, hashes, recipe)
-    if there := _read(storage.join(root, path)):
-        return Shard(entry=_entry(root, path, first, len(hashes)), dim=there[1].shape[1], embedded=0)
+    if existing := _read(storage.join(root, path)):
+        return Shard(entry=_entry(root, path, first, len(hashes)), dim=existing[1].shape[1], embedded=0)
     made = rows.astype(np.float32)
     if reduction is not None:
         made = reduction(made)
@@ -147,8 +147,8 @@ def _taken_over(source: Source, first: int, stop: int, wanted: set[str]) -> dict
     for path in _overlapping(source, first, stop):
         if known.keys() >= wanted:
             break
-        if found := _read(storage.join(source.root, path)):
-            known |= {key: row for key, row in zip(*found, strict=True) if key in wanted}
+        if contents := _read(storage.join(source.root, path)):
+            known |= {key: row for key, row in zip(*contents, strict=True) if key in wanted}
     return known
 
 
@@ -176,7 +176,7 @@ def _texts(source: Source, first: int, stop: int) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _item_texts(version_url: str, entry: FileEntry) -> list[str]:
-    """Texts of one items file; neighbouring ranges read the same file, so the last one is kept."""
+    """Texts of one items file; the last one is cached, as neighbouring ranges read the same file."""
     verify_file(version_url, entry)
     fs, path = storage.filesystem(storage.join(version_url, entry.path))
     with fs.open(path, "rb") as file:
@@ -189,7 +189,7 @@ def _item_texts(version_url: str, entry: FileEntry) -> list[str]:
 
 
 def _read(url: str) -> tuple[list[str], NDArray[np.float16]] | None:
-    """Hashes and rows of a file; None if it is absent or fails its page checksums: it is then made again."""
+    """Hashes and rows of a file; None if it is absent or fails its page checksums, so that it is made again."""
     if not storage.exists(url):
         return None
     fs, path = storage.filesystem(url)

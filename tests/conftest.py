@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pad_dist.training.ranks import Ranks
+    from pad_dist.distributed.context import DistributedContext
 
 # Before torch is imported anywhere: more threads than cores makes ranks spin instead of working.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,14 +29,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
+def context() -> Iterator[DistributedContext]:
     """This process as the only rank."""
     import torch
     import torch.distributed as dist
 
-    from pad_dist.training.ranks import Ranks
+    from pad_dist.distributed.context import DistributedContext
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     assert dist.group.WORLD is not None
-    yield Ranks(0, 1, torch.device("cpu"), dist.group.WORLD)
+    yield DistributedContext(0, 1, torch.device("cpu"), dist.group.WORLD)
     dist.destroy_process_group()

@@ -7,7 +7,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pad_dist import doctor
+from pad_dist.runtime import doctor
 
 ROOT = Path(__file__).parents[1]
 

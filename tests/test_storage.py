@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry, Manifest, read_manifest, verify_file, write_manifest
+from pad_dist.dataset.manifest import FileEntry, Manifest, read_manifest, verify_file, write_manifest
 from pad_dist.errors import UserError
 
 

@@ -17,8 +17,8 @@ from typing import Any, Self
 import psutil
 
 from pad_dist.config import Config
-from pad_dist.data.dataset import Dataset
-from pad_dist.data.manifest import Manifest, read_manifest, verify_file
+from pad_dist.dataset.manifest import Manifest, read_manifest, verify_file
+from pad_dist.dataset.reader import Dataset
 
 GIB = 1 << 30
 _SAMPLED_S = 0.5
@@ -142,9 +142,10 @@ def run_build(config: Config, scratch: Path, timeout: float = 7200) -> Measured:
 def descendants(pid: int) -> list[psutil.Process]:
     """Children of a process, their children and so on; none if it has ended."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    return children
 
 
 def checked(root: str) -> Manifest:

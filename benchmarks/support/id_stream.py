@@ -12,14 +12,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from pad_dist.checkpoint.files import load_shards, place
+from pad_dist.checkpoint.saver import Saver
 from pad_dist.config import CheckpointConfig, HashedConfig, SparseConfig
 from pad_dist.data.hashing import hash_ids
 from pad_dist.data.order import rank_slice
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.sparse.build import build_tables
 from pad_dist.sparse.hashed import HashedTables
-from pad_dist.sparse.tables import TableSpec, build_tables
-from pad_dist.training.checkpoint import load_parts, place
-from pad_dist.training.ranks import Ranks
-from pad_dist.training.saving import Saver
+from pad_dist.sparse.spec import TableSpec
 
 BATCH, ROWS, BUCKETS, DIM = 100_000, 1 << 20, 1 << 14, 16  # a batch never fills a bucket
 
@@ -83,15 +84,15 @@ def saved(directory: str, ids: int) -> tuple[int, dict[str, int]]:
     tables = tables_of(settings_of(1))
     for first in range(0, ids, BATCH):
         _train(tables, _share(first, ids))
-    with Saver(directory, CheckpointConfig(), _ranks(), print) as saver:
-        saver.save(1, parts=tables.parts(), dense={}, optimizer={}, best=1, meta={})
+    with Saver(directory, CheckpointConfig(), _context(), print) as saver:
+        saver.save(1, shards=tables.shards(), dense={}, optimizer={}, best=1, meta={})
     return _checksum(tables, ids), tables.counters()
 
 
 def loaded(directory: str, ids: int) -> tuple[int, dict[str, int]]:
     """The same of tables that are read on these ranks."""
     tables = tables_of(settings_of(1))
-    load_parts(place(directory, 1), tables.parts())
+    load_shards(place(directory, 1), tables.shards())
     return _checksum(tables, ids), tables.counters()
 
 
@@ -125,13 +126,13 @@ def _checksum(tables: HashedTables, ids: int) -> int:
     total = 0
     for first in range(0, ids, BATCH):
         numbers = np.arange(first, min(first + BATCH, ids))
-        total = zlib.crc32(_vectors(tables, torch.from_numpy(ids_of(numbers))).numpy(), total)
+        total = zlib.crc32(_vectors(tables, torch.from_numpy(ids_of(numbers))).numpy().tobytes(), total)
     return total
 
 
-def _ranks() -> Ranks:
+def _context() -> DistributedContext:
     assert dist.group.WORLD is not None
-    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
 
 
 def _share(first: int, ids: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from pad_dist.config import Config
-from pad_dist.config_file import parse_config
-from pad_dist.data.synthetic import write_synthetic
+from pad_dist.config.load import parse_config
+from pad_dist.dataset.synthetic import write_synthetic
 
 SEED = 7
 

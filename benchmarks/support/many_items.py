@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
+from pad_dist.dataset.manifest import FileEntry, Manifest, write_manifest
 
 LENGTH = 22
 """Items of each history, drawn uniformly: 21 for training, one to validate."""

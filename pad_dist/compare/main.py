@@ -1,4 +1,4 @@
-"""`pad-dist compare`: build each dataset, do the runs that are not done, write the document."""
+"""`pad-dist compare`: build each dataset, do the runs that are not done, write the documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 from pad_dist import storage
 from pad_dist.compare.config import load_comparison
-from pad_dist.compare.document import write_document
+from pad_dist.compare.document import write_documents
 from pad_dist.compare.jobs import Job, data_jobs, run_jobs
 from pad_dist.compare.records import collect, is_recorded, keep_finished
 from pad_dist.compare.schedule import run_all
@@ -24,7 +24,7 @@ def print_jobs(path: str) -> None:
 
 
 def compare(path: str, say: Say, *, report_only: bool = False) -> list[Job]:
-    """Do the runs that have no record, record those that are finished, and write the document; gives what failed.
+    """Do the runs that have no record, record those that are finished, and write the documents; gives what failed.
 
     Raises:
         UserError: the comparison or a run config is wrong, or a result file is damaged.
@@ -47,17 +47,17 @@ def compare(path: str, say: Say, *, report_only: bool = False) -> list[Job]:
         able = [job for job in runs if job.dataset not in without]
         waiting = _waiting(able, partial(is_recorded, comparison), say)
         failed += run_all([(job, job.stages()) for job in waiting], comparison.processes, say, keep)
-    text = write_document(comparison, path, collect(comparison, runs))
-    storage.write_bytes(comparison.report, text.encode())
+    for page, text in write_documents(comparison, path, collect(comparison, runs)).items():
+        storage.write_bytes(page, text.encode())
     say(f"report: {comparison.report}")
     return failed
 
 
 def _waiting(jobs: list[Job], done: Callable[[Job], bool], say: Say) -> list[Job]:
-    found = []
+    waiting = []
     for job in jobs:
         if done(job):
             say(f"{job.name}: already done")
         else:
-            found.append(job)
-    return found
+            waiting.append(job)
+    return waiting

@@ -13,16 +13,16 @@ from pad_dist import storage
 from pad_dist.compare.config import DATA, Comparison
 from pad_dist.compare.jobs import Job
 from pad_dist.compare.results import DatasetResult, MethodResult, RunResult, read_run
-from pad_dist.data import versions
-from pad_dist.data.dataset import Dataset
-from pad_dist.data.lineage import settings_of
+from pad_dist.dataset import versions
+from pad_dist.dataset.lineage import settings_of
+from pad_dist.dataset.reader import Dataset
 from pad_dist.errors import UserError
 from pad_dist.evaluation.metrics import K
-from pad_dist.evaluation.rank_file import MOST, Ints, RankFile, SplitRanks
+from pad_dist.evaluation.target_ranks import MOST, Ints, SplitTargetRanks, TargetRankFile
 
 Record = dict[str, Any]
-"""Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all that `RunResult` holds, and `places`, by
-split the rank of each user's target, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its settings
+"""Of a run, `<results>/<dataset>/<method>/seed-<seed>.json`: the settings, all of a `RunResult`, and `target_ranks`,
+by split that of each user, 0 for one beyond 10. Of a data set, `<results>/<dataset>/data.json`: its settings
 and content hash, seconds of its steps, and by split each user's target: its bin, and its train frequency up to one
 above `cold`. Columns are little-endian int32, one for each user, deflated and in base64."""
 
@@ -42,13 +42,18 @@ def write_record(comparison: Comparison, job: Job, run: RunResult) -> None:
     spent = f"{comparison.out}/{job.dataset}/{DATA}/timings.json"
     cold = job.config.evaluation.cold_max_frequency
     targets = {
-        split: {"frequency": _text(np.minimum(found.frequency, cold + 1)), "bins": _text(found.bins)}
-        for split, found in run.ranks.splits.items()
+        split: {"frequency": _text(np.minimum(columns.frequency, cold + 1)), "bins": _text(columns.bins)}
+        for split, columns in run.target_ranks.splits.items()
     }
     timings = storage.read_json(spent) if storage.exists(spent) else {}
-    data = {"settings": _data_settings(job), "dataset": run.ranks.dataset, "timings": timings, "targets": targets}
+    data = {
+        "settings": _data_settings(job),
+        "dataset": run.target_ranks.dataset,
+        "timings": timings,
+        "targets": targets,
+    }
     storage.write_json(_data_url(comparison, job), data)
-    ranks = {split: found.ranks[run.scorer] for split, found in run.ranks.splits.items()}
+    target_ranks = {split: columns.by_scorer[run.scorer] for split, columns in run.target_ranks.splits.items()}
     record = {
         "settings": _settings(job),
         "report": {
@@ -56,7 +61,7 @@ def write_record(comparison: Comparison, job: Job, run: RunResult) -> None:
             "environment": {"stages": run.report["environment"]["stages"]},
         },
         "scorer": run.scorer,
-        "places": {split: _text(np.where(found <= K, found, 0)) for split, found in ranks.items()},
+        "target_ranks": {split: _text(np.where(ranks <= K, ranks, 0)) for split, ranks in target_ranks.items()},
         "timings": run.timings,
         "forgetting": run.forgetting,
     }
@@ -88,9 +93,10 @@ def read_record(comparison: Comparison, job: Job) -> RunResult | None:
         made_so = record["settings"] == settings and data["settings"] == _data_settings(job)
         if not (made_so and about["dataset"]["hash"] == data["dataset"] and _built(job) in (None, data["dataset"])):
             return None
-        splits = {name: _split(record, data["targets"][name], places) for name, places in record["places"].items()}
-        ranks, made = RankFile(splits, "", data["dataset"]), settings["stages"]
-        return RunResult(job.seed, ranks, record["scorer"], about, record["timings"], made, record["forgetting"])
+        columns = record["target_ranks"].items()
+        splits = {split: _split(record["scorer"], data["targets"][split], text) for split, text in columns}
+        target_ranks, made = TargetRankFile(splits, "", data["dataset"]), settings["stages"]
+        return RunResult(job.seed, target_ranks, record["scorer"], about, record["timings"], made, record["forgetting"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{url} or {data_url} is damaged ({error}): remove it, and do the run again") from None
 
@@ -101,18 +107,18 @@ def collect(comparison: Comparison, jobs: Sequence[Job]) -> list[DatasetResult]:
     Raises:
         UserError: one is damaged.
     """
-    found = []
+    results = []
     for dataset in comparison.datasets:
-        own = [job for job in jobs if job.dataset == dataset]
-        runs = [(job.method, run) for job in own if (run := read_record(comparison, job)) is not None]
+        dataset_jobs = [job for job in jobs if job.dataset == dataset]
+        runs = [(job.method, run) for job in dataset_jobs if (run := read_record(comparison, job)) is not None]
         methods = []
         for name, section in comparison.methods.items():
             mine = tuple(run for method, run in runs if method == name)
             methods.append(MethodResult(name, section.role, mine, len(comparison.seeds)))
-        cold = own[0].config.evaluation.cold_max_frequency
-        spent = storage.read_json(_data_url(comparison, own[0]))["timings"] if runs else {}
-        found.append(DatasetResult(dataset, tuple(methods), comparison.ours, cold, spent))
-    return found
+        cold = dataset_jobs[0].config.evaluation.cold_max_frequency
+        spent = storage.read_json(_data_url(comparison, dataset_jobs[0]))["timings"] if runs else {}
+        results.append(DatasetResult(dataset, tuple(methods), comparison.ours, cold, spent))
+    return results
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def _settings(job: Job) -> dict[str, Any]:
     return {
         "stages": job.settings(),
         "cold": job.config.evaluation.cold_max_frequency,
-        "continue_from": job.config.continue_from,
+        "warm_start": job.config.warm_start,
     }
 
 
@@ -145,12 +151,12 @@ def _data_url(comparison: Comparison, job: Job) -> str:
     return f"{comparison.results}/{job.dataset}/data.json"
 
 
-def _split(record: Record, targets: dict[str, str], places: str) -> SplitRanks:
-    found, frequency, bins = (_column(text) for text in (places, targets["frequency"], targets["bins"]))
-    if not len(found) == len(frequency) == len(bins):
-        raise ValueError(f"{len(found)} places of {len(frequency)} users")
-    ranks = np.where(found > 0, found, MOST).astype(np.int32)
-    return SplitRanks({record["scorer"]: ranks}, frequency, bins)
+def _split(scorer: str, targets: dict[str, str], text: str) -> SplitTargetRanks:
+    recorded, frequency, bins = (_column(column) for column in (text, targets["frequency"], targets["bins"]))
+    if not len(recorded) == len(frequency) == len(bins):
+        raise ValueError(f"{len(recorded)} target ranks of {len(frequency)} users")
+    target_ranks = np.where(recorded > 0, recorded, MOST).astype(np.int32)
+    return SplitTargetRanks({scorer: target_ranks}, frequency, bins)
 
 
 def _text(column: Ints) -> str:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pad_dist import storage
-from pad_dist.children import signals, status_text
 from pad_dist.compare.jobs import Job
-from pad_dist.entry import STOPPED_STATUS, print_stopped
+from pad_dist.runtime.entry import PREEMPTED_STATUS, print_preempted
+from pad_dist.runtime.processes import signals, status_text
 from pad_dist.stages.reuse import finished_in
 
 _POLL_S = 0.2
@@ -32,7 +32,7 @@ class _Running:
     def claims(self) -> set[tuple[str, str]]:
         """The stages that it has yet to finish."""
         out = self.job.config.out
-        return {(name, mark) for name, mark in self.stages.items() if not finished_in(out, name, mark)}
+        return {(name, wanted) for name, wanted in self.stages.items() if not finished_in(out, name, wanted)}
 
 
 def run_all(
@@ -47,7 +47,7 @@ def run_all(
     On SIGTERM or SIGINT the runs are told to end, and no other is started.
 
     Raises:
-        SystemExit: with STOPPED_STATUS, after a signal.
+        SystemExit: with PREEMPTED_STATUS, after a signal.
     """
     waiting, running, failed = list(jobs), list[_Running](), list[Job]()
     with signals() as received, _none_left(running):
@@ -72,8 +72,8 @@ def run_all(
                     one.process.send_signal(signal.SIGTERM)
             time.sleep(_POLL_S)
         if received:
-            print_stopped()
-            sys.exit(STOPPED_STATUS)
+            print_preempted()
+            sys.exit(PREEMPTED_STATUS)
     return failed
 
 

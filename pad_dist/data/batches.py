@@ -1,4 +1,4 @@
-"""The jagged batch: what one rank takes through one training step.
+"""The jagged batch: the data of one rank in one training step.
 
 Shape suffixes used in the library: B sequences of this rank, P positions (all
 sequences end to end, padding-free), U unique items of the batch, K shared
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 Rows = dict[str, Tensor]
-"""What was looked up for `Batch.items`, once each: "id" and "aligned" [U, D] (trainable), "text" [U, text_dim],
-"bin" [U] int64, "share" [U] of the train interactions, for log-Q correction, "frequency" [U] int32, where a gate reads
-it, and, in a training step of RLMRec-Gen, "masked" [U] bool, which items are read as a token."""
+"""The looked-up values of `Batch.items`: "id" and "aligned" [U, D] (trainable), "text" [U, text_dim], "bin" [U] int64,
+"share" [U] of the train interactions, for log-Q correction, "frequency" [U] int32, if a gate reads it, and "masked" [U]
+bool, the items that are read as a token, in a training step of RLMRec-Gen."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Batch:
         inputs: [P] place in `items` of the item read at each position.
         targets: [P] place in `items` of the next item.
         negatives: [P] one per position, or [K] shared by all (`shared_negatives`).
-        occurrences: [U] float, how often each item stands in the GLOBAL batch's padded
-            tables of positives and negatives, as seen from this rank: summed over ranks
-            it is the global count (MK-MMD's sample weights).
+        occurrences: [U] float, this rank's share of how often each item occurs in the GLOBAL
+            batch's padded tables of positives and negatives: the sum over ranks is the global
+            count (MK-MMD's sample weights).
         positions: [] number of positions in the GLOBAL batch.
         shared_negatives: whether `negatives` is [K].
-        scored: None, or the positions [Q] that have a target: `targets` is then [Q], as is what else has a P.
+        scored: None, or the positions [Q] that have a target: then `targets` and all else per position are [Q].
     """
 
     items: Tensor
@@ -47,14 +47,14 @@ class Batch:
     scored: Tensor | None = None
 
     def sightings(self) -> Tensor:
-        """[U] int64, how often each item stands in this rank's sequences: their events, not the negatives."""
+        """[U] int64, how often each item occurs in this rank's sequences, not counting the negatives."""
         firsts = self.inputs[(self.lengths.cumsum(0) - self.lengths)]
         return torch.bincount(torch.cat([firsts, self.targets]), minlength=len(self.items))
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One rank's users of one ranking step: those that have a target.
+    """One rank's users in one evaluation step: those that have a target.
 
     Attributes:
         items: [U] item_index of each unique item of the contexts, ascending.
@@ -71,3 +71,20 @@ class EvalBatch:
     targets: Tensor
     history: Tensor
     history_lengths: Tensor
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Largest sizes of one rank in one training step, from which buffers are computed.
+
+    Attributes:
+        sequences: B.
+        positions: P.
+        unique: U.
+        negatives: K, or one for each position.
+    """
+
+    sequences: int
+    positions: int
+    unique: int
+    negatives: int

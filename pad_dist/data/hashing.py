@@ -1,8 +1,8 @@
 """Stateless randomness: a hash of integers in place of a generator's state.
 
-Order, negatives and partitions are hashes of what they belong to (seed, epoch,
-row, position ...), so that they do not depend on the world size, on what was
-drawn before, or on where a run was resumed.
+Order, negatives and partitions are hashes of their keys (seed, epoch, row,
+position ...), so that they do not depend on the world size, on earlier draws,
+or on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def hash_ids(*parts: ArrayLike) -> NDArray[np.uint64]:
 
 
 def hash_share(share: float, *parts: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each hash is in a sample of about that share of all."""
+    """Whether each key is in a sample of about that share of all keys."""
     # As many bits as a double has: a place rounded up to 1 would be in no sample.
     sampled: NDArray[np.bool_] = (hash_ids(*parts) >> np.uint64(11)) * 2.0**-53 < share
     return sampled

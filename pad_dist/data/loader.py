@@ -1,4 +1,4 @@
-"""Batches of one rank, built from shards by vectorised NumPy (METHOD, data and split)."""
+"""Batches of one rank, built from shards by vectorised NumPy (docs/method.md, "Data and split")."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pad_dist.config import LossConfig
+from pad_dist.config import NegativeSampling
 from pad_dist.data.batches import Batch, EvalBatch
-from pad_dist.data.dataset import Dataset, Histories, ranges
 from pad_dist.data.hashing import SAMPLED_ITEM, hash_share
 from pad_dist.data.negatives import in_batch_negatives, shared_negatives, uniform_negatives
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
+from pad_dist.dataset.reader import Dataset, Histories, ranges
 
 Ints = NDArray[np.int64]
 Split = Literal["train", "valid"]
-"""Whose targets are learned."""
+"""The split whose targets training learns."""
 T = TypeVar("T")
 
 
@@ -32,33 +32,32 @@ def train_batches(
     seed: int,
     batch_size: int,
     max_length: int,
-    loss: LossConfig,
+    loss: NegativeSampling,
     rank: int,
     world_size: int,
     start_step: int = 0,
     occurrence_share: float = 1.0,
     targets: Split = "train",
 ) -> Iterator[Batch]:
-    """This rank's slices of the epoch's global batches, one built ahead in a thread.
+    """This rank's slices of the epoch's global batches; a thread builds one batch ahead.
 
     A user's sample is the last L + 1 items of the train part, the first `train` of
-    the history: the input all but the last, the target all but the first. A train
-    part of fewer than two items has nothing to predict and takes no part in its batch;
-    a global batch may be without any position.
+    the history: the input all but the last, the target all but the first. A user with
+    fewer than two train items is left out of the batch. A global batch may have no
+    position at all.
 
     Every rank gets steps_per_epoch(dataset.users, batch_size) - start_step batches,
-    with B = P = 0 where its slice is empty. `items` always starts with 0, padding,
-    so that it is never empty. `occurrences` counts the sample tables, [B, L + 1] with
-    left padding, and the negatives: for bce a table of the same shape (one draw per
-    item of the sample, the last one used for counting only), for shared negatives
-    the [K] ids (the uniform ones, then those in batch), counted on rank 0 alone; the
-    catalogue of the full softmax is not drawn, and not counted. With
-    `occurrence_share` < 1 only about that share of the items, another one each step,
-    keeps its count; the others have 0, and padding keeps that share of its own, so that
-    it weighs in every step what it weighs with 1.
+    with B = P = 0 if its slice is empty. `items` always starts with 0, padding, so
+    that it is never empty. `occurrences` counts the sample tables, [B, L + 1] with
+    left padding, and the negatives. For bce these are a table of the same shape (one
+    draw per item of the sample, the last one used for counting only). Shared negatives
+    are the [K] ids (the uniform ones, then the in-batch negatives), counted on rank 0
+    alone. The full softmax draws no negatives and counts none. With `occurrence_share`
+    < 1 only about that share of the items, drawn anew each step, keeps its count; the
+    others have 0. Padding keeps that share of its count in every step.
 
-    With `targets` "valid" a sample ends in the user's validation target, which alone is
-    `scored`; users who have none take no part.
+    With `targets` "valid" a sample ends in the user's validation target, the only
+    `scored` one. Users without one are left out.
 
     `positions` is the count of THIS rank: the training loop sums it over ranks.
     """
@@ -66,13 +65,13 @@ def train_batches(
     def build() -> Iterator[Batch]:
         steps = epoch_batches(seed, epoch, dataset.shard_rows, batch_size, start_step)
         for step, rows in enumerate(steps, start_step):
-            mine = rank_slice(rows, rank, world_size)
-            if loss.kind == "bce":
-                batch = _train_batch(dataset, mine, max_length, (seed, epoch), None, 1.0, targets)
+            local_rows = rank_slice(rows, rank, world_size)
+            if loss.per_position:
+                batch = _train_batch(dataset, local_rows, max_length, (seed, epoch), None, 1.0, targets)
             else:
                 shared = _shared(dataset, rows, max_length, (seed, epoch, step), loss, targets)
-                counted = float(rank == 0 and loss.kind != "softmax")
-                batch = _train_batch(dataset, mine, max_length, (seed, epoch), shared, counted, targets)
+                counted = float(rank == 0 and loss.is_sampled)
+                batch = _train_batch(dataset, local_rows, max_length, (seed, epoch), shared, counted, targets)
             sampled = _sampled(batch.items, (seed, epoch, step), occurrence_share)
             yield replace(batch, occurrences=batch.occurrences * sampled)
 
@@ -82,10 +81,10 @@ def train_batches(
 def eval_batches(
     dataset: Dataset, split: Literal["valid", "test"], *, batch_size: int, max_length: int, rank: int, world_size: int
 ) -> Iterator[EvalBatch]:
-    """This rank's slices of all users in shard order; those without a target of the split are left out.
+    """This rank's slices of all users in shard order; users without a target of the split are left out.
 
     The context is the last L items before the target, the history all of them.
-    Every rank gets the same number of batches, with B = 0 where its slice is empty.
+    Every rank gets the same number of batches, with B = 0 if its slice is empty.
     `items` always starts with 0, so that it is never empty.
     """
 
@@ -98,24 +97,23 @@ def eval_batches(
 
 
 def _shared(
-    dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int, int], loss: LossConfig, targets: Split
+    dataset: Dataset, rows: Ints, max_length: int, key: tuple[int, int, int], loss: NegativeSampling, targets: Split
 ) -> Ints:
     """[K] negatives of the global batch of these rows, the same on every rank."""
-    count = dataset.items if loss.kind == "softmax" else loss.negatives
-    uniform = shared_negatives(*key, count, dataset.items)
-    if not loss.in_batch:
+    uniform = shared_negatives(*key, loss.uniform(dataset.items), dataset.items)
+    if not loss.from_batch:
         return uniform
     sample, _, is_target = _samples(dataset.gather(rows), max_length, targets)
-    return np.concatenate([uniform, in_batch_negatives(*key, loss.in_batch, sample[is_target])])
+    return np.concatenate([uniform, in_batch_negatives(*key, loss.from_batch, sample[is_target])])
 
 
 def _lengths(histories: Histories, targets: Split) -> Ints:
-    """[users] items up to the last target, fewer than 2 where there is none."""
+    """[users] items up to the last target; fewer than 2 for a user without a target."""
     return histories.train if targets == "train" else histories.valid + 1
 
 
 def _samples(histories: Histories, max_length: int, targets: Split) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """The last L + 1 items up to the last target of each user who has one, their sizes [B], and which are targets."""
+    """Up to L + 1 items, the last target the last one, of each user with a target; sizes [B]; which are targets."""
     lengths = _lengths(histories, targets)
     kept = lengths >= 2
     starts, lengths = histories.offsets[:-1][kept], lengths[kept]
@@ -175,12 +173,14 @@ def _train_batch(
 
 
 def _sampled(items: Tensor, key: tuple[int, int, int], share: float) -> Tensor:
-    """[U] 1 for an item in the step's sample, else 0: a hash of (seed, epoch, step, item), alike on every rank; `share`
-    for padding, the first of them."""
+    """[U] 1 for an item in the step's sample, else 0; `share` for padding, the first item.
+
+    A hash of (seed, epoch, step, item) decides, so that all ranks agree.
+    """
     seed, epoch, step = key
-    found = hash_share(share, seed, SAMPLED_ITEM, epoch, step, items.numpy()).astype(np.float32)
-    found[0] = share
-    return torch.from_numpy(found)
+    weights = hash_share(share, seed, SAMPLED_ITEM, epoch, step, items.numpy()).astype(np.float32)
+    weights[0] = share
+    return torch.from_numpy(weights)
 
 
 def _eval_batch(dataset: Dataset, rows: Ints, split: Literal["valid", "test"], max_length: int) -> EvalBatch:

@@ -1,4 +1,4 @@
-"""Negative items: pure functions of the seed and of what they belong to."""
+"""Negative items: pure functions of the seed and of the step, row or position that they are for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Ints = NDArray[np.int64]
 def uniform_negatives(
     seed: int, epoch: int, rows: Ints, sizes: Ints, train_items: Ints, train_lengths: Ints, num_items: int
 ) -> Ints:
-    """One uniform draw per position from [1, num_items] outside the user's train items (METHOD, phase 1).
+    """One uniform draw per position from [1, num_items] outside the user's train items.
 
-    A draw depends on (seed, epoch, row, position, attempt) alone.
+    See docs/method.md, "Recommendation losses". A draw depends on (seed, epoch, row, position, attempt) alone.
 
     Args:
         rows: [B] row number of each user in the dataset.
@@ -49,8 +49,8 @@ def uniform_negatives(
         bits = hash_ids(seed, UNIFORM_NEGATIVE, epoch, rows[owner], position[pending], attempt)
         draws[pending] = _items(bits, num_items)
         keys = owner * stride + draws[pending]
-        found = taken[np.minimum(np.searchsorted(taken, keys), len(taken) - 1)] == keys
-        pending = pending[found]
+        is_taken = taken[np.minimum(np.searchsorted(taken, keys), len(taken) - 1)] == keys
+        pending = pending[is_taken]
         attempt += 1
     return draws
 

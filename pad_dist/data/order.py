@@ -1,7 +1,7 @@
-"""Which rows each training step takes: pure functions of a few integers.
+"""The rows of each training step: pure functions of a few integers.
 
 Rows are numbered through all shards in manifest order. The global batches of an
-epoch depend on (seed, epoch, shard_rows, batch_size) alone; the world size only
+epoch depend on (seed, epoch, shard_rows, batch_size) alone. The world size only
 cuts each of them, and a resume only skips some.
 """
 
@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pad_dist.data.hashing import ROW_ORDER, SHARD_ORDER, hash_ids
-
-BLOCK_ROWS = 1 << 18
-"""Rows that are permuted together; a reader keeps about this many in memory."""
+from pad_dist.dataset.reader import BLOCK_ROWS
 
 
 def steps_per_epoch(users: int, batch_size: int) -> int:
@@ -34,9 +32,9 @@ def epoch_batches(
     """Global batches of one epoch from `start_step` on: every row exactly once.
 
     Shards are permuted and grouped into blocks of at most `block_rows` rows (a
-    larger shard is a block of its own); rows are permuted inside their block. The
-    rows of a batch are ascending, so that the contiguous slice of one rank falls
-    into few shards and a rank reads few of them.
+    larger shard is one block). Rows are permuted inside their block. The rows of a
+    batch are ascending, so that the contiguous slice of one rank falls into few
+    shards and the rank reads few of them.
 
     Yields:
         [batch_size] row numbers; the last batch holds the rest.
@@ -53,16 +51,16 @@ def epoch_batches(
         rows = rows[np.argsort(hash_ids(seed, ROW_ORDER, epoch, rows))]
         rows = np.concatenate([rest, rows[skip:]])
         skip = 0
-        whole = len(rows) - len(rows) % batch_size
-        for start in range(0, whole, batch_size):
+        full_batches = len(rows) - len(rows) % batch_size
+        for start in range(0, full_batches, batch_size):
             yield np.sort(rows[start : start + batch_size])
-        rest = rows[whole:]
+        rest = rows[full_batches:]
     if len(rest):
         yield np.sort(rest)
 
 
 def rank_slice(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
-    """The contiguous share of one rank; sizes differ by at most one and may be 0."""
+    """The contiguous share of one rank; shares differ by at most one row and may be empty."""
     return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
 
 

@@ -1,7 +1,7 @@
-"""What alignment does to what the ID model knew (METHOD, claims to test).
+"""What alignment does to what the ID model knew (docs/method.md, "Forgetting").
 
-Three things of an align stage beside the pretrain stage that it came from: how well the aligned table ranks without
-text, with its own encoder; how well the pretrain table and encoder rank, which stay as they were; and whether items
+Three things of an align stage beside the pretrain stage that it came from: how well the aligned table scores without
+text, with its own encoder; how well the pretrain table and encoder score, which stay as they were; and whether items
 keep their order of distances.
 """
 
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from pad_dist.config import Config
 from pad_dist.data.batches import Rows
 from pad_dist.data.hashing import DISTANCE_SAMPLE, hash_ids
+from pad_dist.distributed.context import DistributedContext
 from pad_dist.evaluation.evaluate import Metrics, evaluate
 from pad_dist.evaluation.report import SPLITS
 from pad_dist.model.gate import BINS
-from pad_dist.model.pad import Pad
-from pad_dist.stages.system import System, load_trained
-from pad_dist.training.ranks import Ranks
+from pad_dist.model.recommender import Recommender
+from pad_dist.stages.spec import StageSpec
+from pad_dist.stages.stage_runtime import StageRuntime, load_trained
 
 ITEMS_PER_BIN = 100
 OTHERS = 500
@@ -33,28 +33,28 @@ OTHERS = 500
 Vectors = NDArray[np.float64]
 
 
-class TableAlone(Pad):
+class TableAlone(Recommender):
     """The ID part of an aligned expert: the rows of its table, read and predicted as they are, with its encoder."""
 
-    def __init__(self, system: System) -> None:
-        super().__init__(("id",), system.config.model, 0)
-        self.expert("id").encoder.load_state_dict(system.pad.expert("aligned").encoder.state_dict())
-        self.to(next(system.pad.parameters()))
+    def __init__(self, runtime: StageRuntime) -> None:
+        super().__init__(("id",), runtime.config.model, 0)
+        self.expert("id").encoder.load_state_dict(runtime.model.expert("aligned").encoder.state_dict())
+        self.to(next(runtime.model.parameters()))
 
     def encode(self, inputs: Tensor, lengths: Tensor, rows: Rows) -> Tensor:
-        """See `Pad.encode`."""
+        """See `Recommender.encode`."""
         return super().encode(inputs, lengths, _as_id(rows))
 
     def catalogue(self, rows: Rows, gated: bool = True) -> Tensor:
-        """See `Pad.catalogue`."""
+        """See `Recommender.catalogue`."""
         return super().catalogue(_as_id(rows), gated)
 
 
-def measure_forgetting(config: Config, before: dict[str, Metrics], ranks: Ranks) -> dict[str, Any]:
-    """Compare a trained align stage with its pretrain stage. Collective.
+def measure_forgetting(spec: StageSpec, before: dict[str, Metrics], context: DistributedContext) -> dict[str, Any]:
+    """Compare a trained align stage with the stage that it is aligned from. Collective.
 
     Args:
-        before: what the pretrain stage's evaluation found for the ID expert, by split.
+        before: metrics of that stage's ID expert, by split.
 
     Returns:
         By split, metrics `before`, of the `frozen_original`, evaluated now, and of the `aligned_table` alone; and
@@ -63,47 +63,48 @@ def measure_forgetting(config: Config, before: dict[str, Metrics], ranks: Ranks)
     Raises:
         UserError: one of the stages is not trained on these settings and data.
     """
-    original, aligned = load_trained(config, "pretrain", ranks), load_trained(config, "align", ranks)
-    original.pad.eval()
+    assert spec.aligned_from is not None
+    original, aligned = load_trained(spec.aligned_from, context), load_trained(spec, context)
+    original.model.eval()
     alone = TableAlone(aligned).eval()
     textless = replace(aligned, text=None)  # the table alone is looked up
     scores: dict[str, Any] = {
         split: {
             "before": before[split],
-            "frozen_original": evaluate(original, original.pad, split, ["id"])["id"],
+            "frozen_original": evaluate(original, original.model, split, ["id"])["id"],
             "aligned_table": evaluate(textless, alone, split, ["id"])["id"],
         }
         for split in SPLITS
     }
-    by_bin, others = sample_items(original, config.seed)
+    by_bin, others = sample_items(original, spec.config.seed)
     rows = [_rows(original, "id", [*by_bin, others]), _rows(textless, "aligned", [*by_bin, others])]
     return {**scores, "kendall_tau": distance_order(rows[0], rows[1])}
 
 
 def sample_items(
-    system: System, seed: int, per_bin: int = ITEMS_PER_BIN, others: int = OTHERS
+    runtime: StageRuntime, seed: int, per_bin: int = ITEMS_PER_BIN, others: int = OTHERS
 ) -> tuple[list[Tensor], Tensor]:
     """Items in use, at random: up to `per_bin` of each bin 1 to 10, and up to `others` of all. Collective.
 
     They are those with the smallest hash, so that the world size does not matter. Ascending.
     """
-    bins = system.bins.local[:, 0].cpu().numpy()
-    items = np.arange(system.bins.start, system.bins.start + len(bins))
+    bins = runtime.bins.local[:, 0].cpu().numpy()
+    items = np.arange(runtime.bins.start, runtime.bins.start + len(bins))
     wanted = [(bins == number, per_bin) for number in range(1, BINS)] + [(bins > 0, others)]
     own = [
         items[kept][np.argsort(hash_ids(seed, DISTANCE_SAMPLE, number, items[kept]))[:most]]
         for number, (kept, most) in enumerate(wanted)
     ]
-    found = []
-    for number, parts in enumerate(zip(*system.ranks.gather(own), strict=True)):
+    sampled = []
+    for number, parts in enumerate(zip(*runtime.context.gather(own), strict=True)):
         union = np.concatenate(parts)
         chosen = union[np.argsort(hash_ids(seed, DISTANCE_SAMPLE, number, union))[: wanted[number][1]]]
-        found.append(torch.from_numpy(np.sort(chosen)).to(system.ranks.device))
-    return found[:-1], found[-1]
+        sampled.append(torch.from_numpy(np.sort(chosen)).to(runtime.context.device))
+    return sampled[:-1], sampled[-1]
 
 
 def distance_order(before: Sequence[Vectors], after: Sequence[Vectors]) -> dict[str, Any]:
-    """Whether the others stand in the same order of Euclidean distance from an item, before and after.
+    """Whether the others are in the same order of Euclidean distance from an item, before and after.
 
     Args:
         before, after: [n, D] rows of the items of bin 1, 2, ... and, last, of the others, in the same order.
@@ -134,9 +135,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 @torch.no_grad()
-def _rows(system: System, table: str, samples: Sequence[Tensor]) -> list[Vectors]:
+def _rows(runtime: StageRuntime, table: str, samples: Sequence[Tensor]) -> list[Vectors]:
     """Rows of the table for each sample of items, on every rank. Collective."""
-    return [system.rows(items)[table].double().cpu().numpy() for items in samples]
+    return [runtime.rows(items)[table].double().cpu().numpy() for items in samples]
 
 
 def _as_id(rows: Rows) -> Rows:

@@ -1,4 +1,4 @@
-"""hr@10 and ndcg@10 from ranks, overall, for cold targets and per frequency bin (METHOD, evaluation)."""
+"""hr@10 and ndcg@10 from target ranks: overall, for cold targets, per frequency bin (docs/method.md, "Evaluation")."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rank_counts(ranks: Tensor, frequency: Tensor, bins: Tensor, cold_max_frequen
 
 
 def summarize(counts: Tensor) -> dict[str, Any]:
-    """The metrics of DESIGN's report from summed `rank_counts`; a slice without users has 0 in every field."""
+    """The metrics of a report from summed `rank_counts`; a slice without users has 0 in every field."""
     overall, cold, *bins = (_means(row) for row in counts.tolist())
     return {**overall, "cold": cold, "by_bin": [{"bin": index, **means} for index, means in enumerate(bins, 1)]}
 

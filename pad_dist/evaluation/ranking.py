@@ -1,4 +1,4 @@
-"""Exact full-catalogue ranking over item vectors that stay sharded by rows (METHOD, evaluation)."""
+"""Exact full-catalogue ranking over item vectors that stay sharded by rows (docs/method.md, "Evaluation")."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def rank_targets(
     if candidates.blocks > 1:
         for number in range(candidates.blocks):
             find(candidates.read(number))
-        for found in own_score.values():
-            all_reduce(found, dist.ReduceOp.MAX, group)
+        for scores in own_score.values():
+            all_reduce(scores, dist.ReduceOp.MAX, group)
     for number in range(candidates.blocks):
         count(candidates.read(number))
     if all_reduce(broken, dist.ReduceOp.SUM, group):
@@ -216,7 +216,7 @@ def lookup_columns(
 
 
 def _chunks(queries: Mapping[str, Tensor], block: Block, score_bytes: int) -> Iterator[tuple[str, slice]]:
-    """Each scorer with each range of users whose scores are held at a time."""
+    """Each scorer with each range of users that are scored at a time."""
     for name, rows in queries.items():
         vectors = block.vectors[name]
         size = max(1, score_bytes // max(1, len(vectors) * vectors.element_size()))

@@ -29,7 +29,7 @@ def build_report(
     timings_s: Mapping[str, float],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of report.json (DESIGN, run).
+    """The content of report.json.
 
     Args:
         dataset: users, items, interactions and other facts.
@@ -93,13 +93,14 @@ def bin_table(report: Mapping[str, Any], split: str = "test", metric: str = "hr@
     return table
 
 
-def print_forgetting(title: str, found: Mapping[str, Any]) -> None:
+def print_forgetting(title: str, forgetting: Mapping[str, Any]) -> None:
     """What alignment did to the ID part alone, and to the order of distances (`forgetting.measure_forgetting`)."""
     names = ("before", "frozen_original", "aligned_table")
-    rows = {name.replace("_", " "): {str(split): found[split][name] for split in SPLITS} for name in names}
+    rows = {name.replace("_", " "): {str(split): forgetting[split][name] for split in SPLITS} for name in names}
     console().print(metrics_table(f"{title}: the ID part alone, before and after alignment", rows))
     taus = (
-        (e["bin"], "-" if e["tau"] is None else f"{e['tau']:.3f}", e["items"]) for e in found["kendall_tau"]["by_bin"]
+        (e["bin"], "-" if e["tau"] is None else f"{e['tau']:.3f}", e["items"])
+        for e in forgetting["kendall_tau"]["by_bin"]
     )
     print_table("Kendall's tau of item distances, before and after", ("bin", "tau", "items"), taus)
 

@@ -69,23 +69,23 @@ def mean_interval(values: ArrayLike) -> tuple[float, float] | None:
     >>> round(low, 4), round(high, 4)
     (-0.0484, 0.4484)
     """
-    found = np.asarray(values, np.float64)
-    if len(found) < 2:
+    array = np.asarray(values, np.float64)
+    if len(array) < 2:
         return None
-    mean, half = found.mean(), stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    mean, half = array.mean(), stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return float(mean - half), float(mean + half)
 
 
 def _per_user(values: ArrayLike) -> NDArray[np.float64]:
     """[users] means over seeds."""
-    found = np.atleast_2d(np.asarray(values, np.float64))
-    return np.asarray(found.mean(axis=0))
+    array = np.atleast_2d(np.asarray(values, np.float64))
+    return np.asarray(array.mean(axis=0))
 
 
 def _bootstrap_means(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """[resamples] means of as many values, drawn from them with replacement.
 
-    Ranks give few distinct values: how often each is drawn is multinomial, which takes far less than to draw users.
+    Metrics have few distinct values: how often each is drawn is multinomial, which takes far less than to draw users.
     """
     # Values that differ by rounding alone are one.
     distinct, counts = np.unique(values.round(12), return_counts=True)

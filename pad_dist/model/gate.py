@@ -1,4 +1,5 @@
-"""Gates: how much each expert counts for a candidate item, by its frequency in training (METHOD, phase 3)."""
+"""Gates: how much each expert counts for a candidate item, by its frequency in training (docs/method.md,
+"Phase 3: disentangle" and "What is ours")."""
 
 from __future__ import annotations
 
@@ -9,33 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pad_dist.config import ExpertName
+from pad_dist.config import EXPERTS, ExpertName
 from pad_dist.data.batches import Rows
 
-GateName = Literal["frequency", "smooth"]
 BINS = 11
 """Bin 0 is padding, 1 the most popular items, 10 the rare and the unseen."""
-
-_FIRST_AND_LAST_LOGIT: dict[ExpertName, tuple[float, float]] = {
-    "id": (1.0, 0.0),
-    "aligned": (-4.0, -5.0),
-    "text": (0.0, 1.0),
-    "neighbours": (0.0, 1.0),  # ours, as for the text
-}
 
 
 class Gate(nn.Module):
     """Weights of the named experts from the item's frequency bin (the paper's).
 
-    Logits start on the paper's ramps, or all at 0 ("even": all experts alike). With `scaled` there is a learned factor
-    over all weights: no order of items changes, but a mixture of log-probabilities becomes as sharp as its loss wants.
+    Logits start on the paper's ramps, or all at 0 ("even": all experts alike). With `scaled` one learned factor
+    multiplies all weights. It changes no order of items, but lets a mixture of log-probabilities sharpen or flatten.
     """
 
     def __init__(self, experts: Sequence[ExpertName], init: Literal["ramps", "even"], scaled: bool = False) -> None:
         super().__init__()
-        ramps = torch.stack([torch.linspace(*_FIRST_AND_LAST_LOGIT[name], BINS) for name in experts], dim=1)
+        ramps = torch.stack([torch.linspace(*EXPERTS[name].gate_ramp, BINS) for name in experts], dim=1)
         self.logits = nn.Parameter(ramps if init == "ramps" else torch.zeros_like(ramps))
-        self.log_scale = nn.Parameter(torch.zeros(1)) if scaled else None  # of no dimension, DeepSpeed fails
+        self.log_scale = nn.Parameter(torch.zeros(1)) if scaled else None  # DeepSpeed fails on a scalar
 
     def forward(self, rows: Rows) -> tuple[Tensor, None]:
         """`rows["bin"]` [U] -> weights [U, M] in the order of the experts; each row sums to 1, or to the scale."""
@@ -48,7 +41,7 @@ class SmoothGate(nn.Module):
     """Weights of M experts, and a lift of the item, from its rarity r = 1 / (1 + ln(1 + f)), f its train frequency.
 
     r is 1 for an unseen item, .36 at f = 5 and .15 at f = 300. The weights are the softmax of logits affine in r. The
-    lift is proportional to r: all experts score rare items low, and by how much is alike for all users.
+    lift is proportional to r: all experts score rare items low, by about the same amount for all users.
     """
 
     def __init__(self, experts: int) -> None:

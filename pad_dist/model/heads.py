@@ -1,19 +1,15 @@
-"""What RLMRec learns with beside the experts; no score depends on it (arXiv 2310.15950; METHOD, baselines)."""
+"""Networks that RLMRec trains with the experts; no score depends on them (docs/method.md, "Baselines")."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pad_dist.config import ModelConfig
-
-HeadName = Literal["rlmrec_con", "rlmrec_gen"]
+from pad_dist.model.initial import initialise
 
 
 class Mask(nn.Module):
-    """A learned token in the place of item vectors."""
+    """A learned token that replaces item vectors."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -21,24 +17,22 @@ class Mask(nn.Module):
         nn.init.xavier_normal_(self.token)
 
     def forward(self, vectors: Tensor, masked: Tensor) -> Tensor:
-        """[U, D] vectors, those where `masked` [U] is true replaced."""
+        """[U, D] vectors; the token replaces those where `masked` [U] is true."""
         return torch.where(masked.unsqueeze(1), self.token, vectors)
 
 
 class Head(nn.Module):
-    """Linear, LeakyReLU, Linear; the width between is the mean of the two ends'.
+    """Linear, LeakyReLU, Linear; the width between is the mean of the two ends'."""
 
-    `rlmrec_con`: from text to the model's width. `rlmrec_gen`: from user vectors to the text's, and the mask.
-    """
-
-    def __init__(self, name: HeadName, config: ModelConfig, text_dim: int) -> None:
+    def __init__(self, from_dim: int, to_dim: int, mask_dim: int = 0) -> None:
+        """`mask_dim`, if not 0, is the width of a token that the encoder reads in place of masked items."""
         super().__init__()
-        ends = (text_dim, config.dim) if name == "rlmrec_con" else (config.dim, text_dim)
-        between = (text_dim + config.dim) // 2
-        self.mlp = nn.Sequential(nn.Linear(ends[0], between), nn.LeakyReLU(), nn.Linear(between, ends[1]))
-        self.mask = Mask(config.dim) if name == "rlmrec_gen" else None
+        between = (from_dim + to_dim) // 2
+        self.mlp = nn.Sequential(nn.Linear(from_dim, between), nn.LeakyReLU(), nn.Linear(between, to_dim))
+        self.mask = Mask(mask_dim) if mask_dim else None
+        self.apply(initialise)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """[n, from] -> [n, to]."""
-        found: Tensor = self.mlp(vectors)
-        return found
+        """[n, from_dim] -> [n, to_dim]."""
+        output: Tensor = self.mlp(vectors)
+        return output

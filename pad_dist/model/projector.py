@@ -1,4 +1,4 @@
-"""From frozen text embeddings to the model width (METHOD, text)."""
+"""From frozen text embeddings to the model width (docs/method.md, "Text")."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pad_dist.config import ModelConfig
 
 
 class Projector(nn.Sequential):
-    """[n, text_dim] -> [n, D]: GELU(Linear), then `projector_layers` times Dropout, Linear, GELU.
+    """[n, text_dim] -> [n, D]: GELU(Linear), then `model.projector.layers` times Dropout, Linear, GELU.
 
-    The last GELU is there only when `projector_activation` is set.
+    Only `model.projector.activation` keeps the last GELU.
     """
 
-    def __init__(self, config: ModelConfig, text_dim: int) -> None:
-        dropout = config.dropout if config.projector_dropout is None else config.projector_dropout
-        layers: list[nn.Module] = [nn.Linear(text_dim, config.dim), nn.GELU()]
-        for _ in range(config.projector_layers):
-            layers += [nn.Dropout(dropout), nn.Linear(config.dim, config.dim), nn.GELU()]
-        super().__init__(*(layers if config.projector_activation else layers[:-1]))
+    def __init__(self, model: ModelConfig, text_dim: int) -> None:
+        config = model.projector
+        dropout = model.dropout if config.dropout is None else config.dropout
+        layers: list[nn.Module] = [nn.Linear(text_dim, model.dim), nn.GELU()]
+        for _ in range(config.layers):
+            layers += [nn.Dropout(dropout), nn.Linear(model.dim, model.dim), nn.GELU()]
+        super().__init__(*(layers if config.activation else layers[:-1]))
+
+    @staticmethod
+    def activation_values(model: ModelConfig) -> int:
+        """Most values per item in a training step."""
+        return 3 * (1 + model.projector.layers) * model.dim

@@ -1,1 +1,1 @@
-"""Row tables over ranks: the only room that imports torchrec and fbgemm."""
+"""Tables of item rows, sharded over ranks: the only package that imports torchrec and fbgemm."""

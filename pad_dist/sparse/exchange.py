@@ -1,4 +1,4 @@
-"""Values to the ranks that own them, and answers back."""
+"""Sends values to the ranks that own them, and answers back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Exchange:
-    """One all-to-all and its way back; without a group this process owns everything."""
+    """One all-to-all and its reverse; without a group this process owns everything."""
 
     def __init__(self, counts: Tensor, group: dist.ProcessGroup | None) -> None:
         """counts: [world_size] how many values go to each rank. Collective."""
@@ -19,11 +19,11 @@ class Exchange:
         dist.all_to_all_single(received, counts, group=group)
         self._sent, self._received = counts.tolist(), received.tolist()
 
-    def there(self, values: Tensor) -> Tensor:
+    def to_owners(self, values: Tensor) -> Tensor:
         """[sent, ...] grouped by owner, in rank order -> [received, ...] of all ranks. Collective."""
         return values if self._group is None else self._move(values, self._received, self._sent)
 
-    def back(self, answers: Tensor) -> Tensor:
+    def to_senders(self, answers: Tensor) -> Tensor:
         """[received, ...] -> [sent, ...], each answer in the place of its value. Collective."""
         return answers if self._group is None else self._move(answers, self._sent, self._received)
 

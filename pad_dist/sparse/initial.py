@@ -1,4 +1,4 @@
-"""Initial rows: a function of (seed, table, row) alone, so that any sharding starts alike."""
+"""Initial rows: a function of (seed, table, row) alone, so that any sharding starts with the same values."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def fill_normal(
 ) -> None:
     """Fill one shard in place with its part of the table's N(0, std^2) values.
 
-    The table is drawn in blocks of `block_rows(dim)` rows from a counter-based
-    generator keyed by (seed, table) and the block's number, so a rank makes only the
-    blocks that it holds, one at a time. Rows in half precision are those in single
-    precision, rounded.
+    A counter-based generator, keyed by (seed, table) and the block's number, draws the
+    table in blocks of `block_rows(dim)` rows. A rank makes only the blocks that it
+    holds, one at a time. Rows in half precision are the rounded rows in single
+    precision.
 
     Args:
         shard: [rows, columns] part of the table, any device and floating type.
-        dim: columns of the whole table.
+        dim: columns of the full table.
         first_row: table row of shard[0].
         first_column: table column of shard[:, 0].
     """
@@ -57,7 +57,7 @@ def normal_of_ids(
 ) -> Tensor:
     """[n] ids -> [n, columns] of N(0, std^2): a function of (seed, table, id, column), wherever the row is.
 
-    Unlike `fill_normal` it draws what is asked for alone: these rows are scattered.
+    Unlike `fill_normal` it draws only the given ids: their rows are scattered.
     """
     first_pair, stop_pair = first_column // 2, -(-(first_column + columns) // 2)
     key = hash_ids(seed, ID_VECTOR, zlib.crc32(table.encode()), ids)

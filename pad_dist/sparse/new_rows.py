@@ -1,8 +1,8 @@
-"""Rows of items that an older table does not know: the mean of the rows of items with like texts.
+"""Rows of items that an older table lacks: the mean of the rows of items with similar texts.
 
-So a new item can be scored before it was ever trained: it stands where items that
-read like it stand. The search is exact and sharded: each rank compares the new
-items with its own range of the known ones, and only the best of each rank travel.
+So a new item can be scored before it is trained: its row is near those of items with
+similar texts. The search is exact and sharded. Each rank compares the new items with
+its range of the known ones, and sends only its best matches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pad_dist.sparse.row_shards import RowShards, row_range
-from pad_dist.sparse.tables import Tables
+from pad_dist.sparse.spec import Tables
 
 Lookup = Callable[[Tensor], Tensor]
 """Text vectors of ascending items [U] -> [U, text_dim]; collective."""
@@ -23,7 +23,7 @@ Lookup = Callable[[Tensor], Tensor]
 NEIGHBOURS = 10
 _QUERY_ROWS = 256
 _KNOWN_VALUES = 1 << 22
-"""Float64 values of known rows, or of cosines with them, held at once: 32 MiB."""
+"""Float64 values of known rows, or of cosines with them, in memory at once: 32 MiB."""
 _STEPS = 10**9
 """Cosines are compared in steps of 1e-9, far above rounding in float64: equal texts tie on any number of ranks."""
 _LOW_BITS = 32
@@ -35,28 +35,28 @@ def fill_new_rows(tables: Tables, text: Lookup, bins: RowShards, known: int) -> 
     """Fill rows known + 1 onwards of every table from its rows 1..known. Collective.
 
     Row i becomes the mean of the rows of the NEIGHBOURS items in use (bin above 0)
-    among 1..known whose text vectors have the largest cosine with that of i; of
-    equal ones the lower item_index. The result is that of one rank at any world size.
+    among 1..known whose text vectors have the largest cosine with that of i. Among
+    ties the lower item_index wins. The result is the same at any world size.
     """
-    parts = tables.weights()
+    shards = tables.weights()
     for first in range(known + 1, tables.spec.rows, _QUERY_ROWS):
         stop = min(first + _QUERY_ROWS, tables.spec.rows)
         near = nearest_known(torch.arange(first, stop, device=bins.local.device), text, bins, known)
         items, places = near.unique(return_inverse=True)
-        found = (near > 0).unsqueeze(-1)
+        is_item = (near > 0).unsqueeze(-1)
         for table, rows in tables.lookup(items).items():
-            mean = (rows[places] * found).sum(1) / found.sum(1).clamp(min=1)
-            for part in parts:
-                row, column = part.offsets
-                low, high = max(first, row), min(stop, row + len(part.tensor))
-                if part.name == table and low < high:
-                    columns = slice(column, column + part.tensor.shape[1])
-                    part.tensor[low - row : high - row] = mean[low - first : high - first, columns]
+            mean = (rows[places] * is_item).sum(1) / is_item.sum(1).clamp(min=1)
+            for shard in shards:
+                row, column = shard.offsets
+                low, high = max(first, row), min(stop, row + len(shard.tensor))
+                if shard.name == table and low < high:
+                    columns = slice(column, column + shard.tensor.shape[1])
+                    shard.tensor[low - row : high - row] = mean[low - first : high - first, columns]
 
 
 @torch.no_grad()
 def nearest_known(new: Tensor, text: Lookup, bins: RowShards, known: int) -> Tensor:
-    """[n] item_index, the same on every rank -> [n, NEIGHBOURS] of 1..known, nearest first; 0: there are no more.
+    """[n] item_index, the same on every rank -> [n, NEIGHBOURS] of 1..known, nearest first; 0: no further one.
 
     Collective.
     """
@@ -64,7 +64,7 @@ def nearest_known(new: Tensor, text: Lookup, bins: RowShards, known: int) -> Ten
     _, longest = row_range(known + 1, 0, bins.world_size)
     queries = F.normalize(text(new).double(), dim=1)
     best = torch.full((len(new), NEIGHBOURS), _NONE, device=new.device)
-    # Every rank looks up as often as the one with the most rows.
+    # Look-ups are collective: every rank makes as many as the one with the most rows.
     size = max(1, _KNOWN_VALUES // max(queries.shape))
     for offset in range(0, longest, size):
         low, high = min(start + offset, stop), min(start + offset + size, stop)
@@ -76,7 +76,7 @@ def nearest_known(new: Tensor, text: Lookup, bins: RowShards, known: int) -> Ten
         keys[:, bins.lookup(items).squeeze(-1) == 0] = _NONE
         best = torch.cat([best, keys], dim=1).topk(NEIGHBOURS).values
     if bins.group is not None:
-        parts = [torch.empty_like(best) for _ in range(bins.world_size)]
-        dist.all_gather(parts, best, group=bins.group)
-        best = torch.cat(parts, dim=1).topk(NEIGHBOURS).values
+        shards = [torch.empty_like(best) for _ in range(bins.world_size)]
+        dist.all_gather(shards, best, group=bins.group)
+        best = torch.cat(shards, dim=1).topk(NEIGHBOURS).values
     return torch.remainder(-best, 1 << _LOW_BITS)  # of _NONE: 0

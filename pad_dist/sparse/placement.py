@@ -1,4 +1,4 @@
-"""Which rank holds which block of which table: in closed form where it is one, else as TorchRec's planner says."""
+"""The blocks of tables on each rank: in closed form where possible, else from TorchRec's planner."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pad_dist.config import SparseConfig
-from pad_dist.devices import Device
 from pad_dist.errors import UserError
-from pad_dist.sparse.row_shards import row_range
-from pad_dist.sparse.tables import TableSpec
+from pad_dist.sparse.spec import TableSpec
 
 DEVICE_SHARE = {"fused": 1.0, "fused_uvm_caching": 0.2, "fused_uvm": 0.0}
-"""TorchRec's kernels, and the share of a block's rows that each keeps on the device (fbgemm's default size of a cache);
-all rows, and the state of their optimizer, then lie in the host's memory."""
+"""TorchRec's kernels, and the share of a block's rows that each keeps on the device (fbgemm's default cache size). With
+a share below 1 the host's memory holds all rows and their optimizer state."""
 
 
 STATES = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": 1, "adam": 2, "partial_rowwise_adam": 2, "adamw": 2}
-"""Arrays of state that each optimizer keeps for a table."""
+"""Number of state arrays that each optimizer keeps for a table."""
 
 
 class PlacementError(UserError):
@@ -38,17 +36,17 @@ class Block:
 
 
 def stacked(spec: TableSpec, config: SparseConfig) -> TableSpec:
-    """The tables that TorchRec holds: for a grid the parts of all rows stand below one another.
+    """The tables as TorchRec holds them: for a grid the column parts of a table are stacked as rows.
 
     Cut by rows over the ranks, such a table is the grid: rank r holds a range of rows of one part (or the end of
-    one and the beginning of the next). TorchRec itself has a grid for pooled look-ups alone.
+    one and the beginning of the next). TorchRec's grid works for pooled look-ups alone.
     """
     parts = config.grid_columns if config.sharding == "grid" else 1
     return replace(spec, rows=spec.rows * parts, dim=spec.dim // parts)
 
 
 def unstacked(first: int, stop: int, rows: int, dim: int) -> Iterator[tuple[slice, int, int]]:
-    """What rows first..stop-1 of a stacked table are: (local rows, first row, first column) of each part; `dim` wide.
+    """Split rows first..stop-1 of a stacked table by part, `dim` wide: (local rows, first row, first column).
 
     >>> list(unstacked(8, 15, rows=10, dim=4))
     [(slice(0, 2, None), 8, 0), (slice(2, 7, None), 0, 4)]
@@ -58,37 +56,13 @@ def unstacked(first: int, stop: int, rows: int, dim: int) -> Iterator[tuple[slic
         yield slice(low - first, high - first), low - part * rows, part * dim
 
 
-def place(
-    spec: TableSpec, config: SparseConfig, device: Device, world_size: int, ranks: int | None = None
-) -> list[Block]:
-    """The blocks of all ranks, or (in closed form) of the first `ranks`, which hold the most. Allocates nothing.
-
-    Raises:
-        PlacementError: see there.
-    """
-    if config.backend == "torch" or not spec.names:
-        return [Block(name, 0, 0, spec.rows, 0, spec.dim) for name in spec.names]
-    if in_closed_form(config):
-        held = stacked(spec, config)
-        return [
-            Block(name, rank, row, local.stop - local.start, column, held.dim)
-            for name in spec.names
-            for rank in range(ranks or world_size)
-            for local, row, column in unstacked(*row_range(held.rows, rank, world_size), spec.rows, held.dim)
-        ]
-    # Imported here: a plan in closed form needs no fbgemm.
-    from pad_dist.sparse.planning import planned
-
-    return planned(spec, config, device, world_size)
-
-
 def in_closed_form(config: SparseConfig) -> bool:
     """Whether TorchRec's planner has no choice."""
     return config.backend == "torch" or (config.sharding in ("row_wise", "grid") and not config.uvm)
 
 
 def block_bytes(block: Block, config: SparseConfig) -> tuple[int, int]:
-    """Bytes of a block's weights, and of the state of its optimizer, wherever they lie."""
+    """Bytes of a block's weights and of its optimizer state, in whatever memory."""
     weights = block.rows * block.columns * (4 if config.precision == "fp32" else 2)
     per_row = {
         "sgd": 0,
@@ -96,7 +70,7 @@ def block_bytes(block: Block, config: SparseConfig) -> tuple[int, int]:
         "adagrad": block.columns,
         "adam": 2 * block.columns,
         "partial_rowwise_adam": block.columns + 1,
-        # The gradient of the whole table, beside two moments.
+        # The gradient of the full table, besides two moments.
         "adamw": 3 * block.columns,
     }[config.optimizer]
     return weights, 4 * block.rows * per_row

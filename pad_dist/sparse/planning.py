@@ -1,4 +1,4 @@
-"""TorchRec's planner over the tables of a stage, with ranks or without."""
+"""TorchRec's planner for the tables of a stage, in a process group or without one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.modules.embedding_configs import DataType
 
 from pad_dist.config import SparseConfig
-from pad_dist.devices import Device
+from pad_dist.runtime.devices import Device
 from pad_dist.sparse.placement import DEVICE_SHARE, Block, PlacementError, stacked
-from pad_dist.sparse.tables import ADAGRAD_EPS, TableSpec, has_rows
+from pad_dist.sparse.row_shards import has_rows
+from pad_dist.sparse.spec import ADAGRAD_EPS, TableSpec
 
 _OPTIMIZERS = {
     "rowwise_adagrad": (EmbOptimType.EXACT_ROWWISE_ADAGRAD, optim.RowWiseAdagrad),
@@ -34,36 +35,36 @@ _OPTIMIZERS = {
     "adam": (EmbOptimType.ADAM, optim.Adam),
     "partial_rowwise_adam": (EmbOptimType.PARTIAL_ROWWISE_ADAM, optim.PartialRowWiseAdam),
 }
-"""fbgemm's fused optimizers, and the classes by which TorchRec's planner counts their state."""
+"""fbgemm's fused optimizers, and the classes from which TorchRec's planner counts their state."""
 
 
 def build_collection(spec: TableSpec, config: SparseConfig) -> EmbeddingCollection:
     """The tables on the meta device: shapes alone."""
-    held = stacked(spec, config)
+    stacked_spec = stacked(spec, config)
     return EmbeddingCollection(
         tables=[
             EmbeddingConfig(
                 name=name,
-                num_embeddings=held.rows,
-                embedding_dim=held.dim,
+                num_embeddings=stacked_spec.rows,
+                embedding_dim=stacked_spec.dim,
                 feature_names=[name],
                 data_type=DataType.FP32 if config.precision == "fp32" else DataType.FP16,
                 init_fn=lambda rows: rows,  # `Tables.initialise` fills them
             )
-            for name in held.names
+            for name in stacked_spec.names
         ],
         device=torch.device("meta"),
     )
 
 
 def build_sharder(spec: TableSpec, config: SparseConfig) -> EmbeddingCollectionSharder:
-    """Shards the collection with the fused optimizer of the config."""
+    """A sharder of the collection with the fused optimizer of the config."""
     return EmbeddingCollectionSharder(
         fused_params={
             "optimizer": _OPTIMIZERS[config.optimizer][0],
             "learning_rate": spec.lr,
             "eps": ADAGRAD_EPS,
-            # Gradients too: they are of the type that is looked up.
+            # The gradients have the type of the output too.
             "output_dtype": SparseType.FP32,
         }
     )
@@ -76,10 +77,10 @@ def plan(
     world_size: int,
     group: dist.ProcessGroup | None = None,
 ) -> EmbeddingModuleShardingPlan:
-    """What TorchRec makes of the config: with a group the same on every rank (collective), else found here alone.
+    """TorchRec's plan for the config: with a group the same on every rank (collective), else computed here alone.
 
     Raises:
-        PlacementError: the tables fit in no way.
+        PlacementError: the tables do not fit.
     """
     topology = TopologyFactory.create_topology(
         TrainerConfig(
@@ -93,7 +94,7 @@ def plan(
     planner = EmbeddingShardingPlanner(
         topology=topology,
         constraints={name: _constraints(spec, config, world_size) for name in spec.names},
-        # What else lies on a device is checked by pad_dist.capacity.
+        # pad_dist.capacity checks what else is in a device's memory.
         storage_reservation=FixedPercentageStorageReservation(0.0),
         debug=False,
     )
@@ -101,18 +102,18 @@ def plan(
     for rows in collection.parameters():
         rows._optimizer_classes = [_OPTIMIZERS[config.optimizer][1]]
     try:
-        found = planner.collective_plan(collection, sharders, group) if group else planner.plan(collection, sharders)
+        result = planner.collective_plan(collection, sharders, group) if group else planner.plan(collection, sharders)
     except PlannerError as error:
         raise PlacementError(
             f"the TorchRec planner finds no {config.sharding} placement of {spec.rows:,} x {spec.dim} tables on "
             f"{world_size} rank(s) of {device.memory / 2**30:.3g} GiB: use more ranks or sparse.sharding=row_wise "
             f"({str(error).strip().splitlines()[0]})"
         ) from None
-    return cast(EmbeddingModuleShardingPlan, found.plan[""])
+    return cast(EmbeddingModuleShardingPlan, result.plan[""])
 
 
 def planned(spec: TableSpec, config: SparseConfig, device: Device, world_size: int) -> list[Block]:
-    """The blocks of `plan`, found without ranks."""
+    """The blocks of `plan`, computed without a process group."""
     return [
         Block(name, cast(int, shard.placement.rank()), *_interleaved(shard), sharding.compute_kernel)
         for name, sharding in plan(spec, config, device, world_size).items()
@@ -134,7 +135,7 @@ def _constraints(spec: TableSpec, config: SparseConfig, world_size: int) -> Para
         shardings = ["table_wise", *by_row, *by_column]
     narrowest = None
     if config.sharding == "column_wise":
-        # By itself TorchRec cuts no row of 128 columns or fewer.
+        # By default TorchRec does not cut rows of 128 columns or fewer.
         narrowest = next(w for w in range(4, spec.dim + 1, 4) if spec.dim % w == 0 and spec.dim // w <= world_size)
-    kernels = [kernel for kernel, place in DEVICE_SHARE.items() if place == 1 or config.uvm]
+    kernels = [kernel for kernel, share in DEVICE_SHARE.items() if share == 1 or config.uvm]
     return ParameterConstraints(sharding_types=shardings, compute_kernels=kernels, min_partition=narrowest)

@@ -1,4 +1,4 @@
-"""Frozen per-item rows (text embeddings, frequency bins) spread over ranks by row range."""
+"""Frozen per-item rows (text embeddings, frequency bins), sharded over ranks by row range."""
 
 from __future__ import annotations
 
@@ -23,8 +23,18 @@ def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
     return min(rank * size, rows), min((rank + 1) * size, rows)
 
 
+def has_rows(rows: int, world_size: int) -> bool:
+    """Whether each rank has a row of a table that is cut by rows.
+
+    >>> has_rows(5, 3), has_rows(5, 4)
+    (True, False)
+    """
+    start, stop = row_range(rows, world_size - 1, world_size)
+    return start < stop
+
+
 class RowShards:
-    """Rows 0..rows-1 of a frozen table; each rank reads and holds only its own range."""
+    """Rows 0..rows-1 of a frozen table; each rank reads and holds only its range."""
 
     def __init__(
         self,
@@ -48,8 +58,8 @@ class RowShards:
         size = max(-(-self.rows // self.world_size), 1)
         # Ascending items are already grouped by their owner's rank.
         exchange = Exchange(torch.bincount(items // size, minlength=self.world_size), self.group)
-        answers = self.local[exchange.there(items) - self.start]
-        # Sent as bytes: the frozen types (half, uint8) differ in what collectives support.
+        answers = self.local[exchange.to_owners(items) - self.start]
+        # Sent as bytes, because collectives do not support all types of frozen rows (half, uint8) alike.
         width = self.local.shape[1] * self.local.element_size()
-        rows = exchange.back(answers.view(torch.uint8).view(len(answers), width))
+        rows = exchange.to_senders(answers.view(torch.uint8).view(len(answers), width))
         return rows.view(self.local.dtype).view(len(items), self.local.shape[1])

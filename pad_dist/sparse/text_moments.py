@@ -1,4 +1,4 @@
-"""Mean and covariance of a sharded table of text vectors: sums over the ranks' rows, which stay where they are."""
+"""Mean and covariance of a sharded table of text vectors: ranks sum over their rows, which stay in place."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pad_dist.sparse.row_shards import RowShards
 
 _BLOCK_ROWS = 1 << 14
 _LEAST_VARIANCE = 1e-9
-"""Below what float16 rounding of unit vectors leaves."""
+"""Below the rounding errors of unit vectors in float16."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the rows that are not zeros, in float64.
+    """Moments of the non-zero rows, in float64.
 
     Attributes:
         mean: [C].
         variance: mean variance of a column.
-        covariance: [C, C], where it was asked for.
+        covariance: [C, C], or None if it was not asked for.
     """
 
     mean: Tensor
@@ -35,7 +35,7 @@ def moments(shards: RowShards, dataset: str, *, covariance: bool) -> Moments:
     """Moments over all ranks' rows of a dataset's texts, the same on each. Collective.
 
     Raises:
-        UserError: all are the same.
+        UserError: all vectors are the same.
     """
     dim = shards.local.shape[1]
     sums = torch.zeros(2 * dim + 1, dtype=torch.float64, device=shards.local.device)
@@ -62,14 +62,14 @@ def moments(shards: RowShards, dataset: str, *, covariance: bool) -> Moments:
     return Moments(mean, variance, products)
 
 
-def spectrum(shards: RowShards, found: Moments) -> tuple[Tensor, Tensor]:
+def spectrum(shards: RowShards, stats: Moments) -> tuple[Tensor, Tensor]:
     """Variances [C], largest first, and their directions, the columns of [C, C]. Collective.
 
-    Of a direction's two signs it is the one whose largest component is positive. The first rank's are taken by
-    all: other machines may turn directions of equal variance.
+    The sign of a direction makes its largest component positive. All ranks take the first rank's directions, because
+    other machines may rotate directions of equal variance.
     """
-    assert found.covariance is not None
-    variances, directions = torch.linalg.eigh(found.covariance)
+    assert stats.covariance is not None
+    variances, directions = torch.linalg.eigh(stats.covariance)
     variances, directions = variances.flip(0).clamp(min=0), directions.flip(1)
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     both = torch.cat([variances[None], directions * largest.sign()])

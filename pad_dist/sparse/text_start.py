@@ -1,4 +1,4 @@
-"""First rows of an ID table from text vectors, reduced to its width (METHOD `llm_init`)."""
+"""Initial rows of an ID table from text vectors, reduced to its width (`llm_init` in docs/method.md, "Baselines")."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 
 from pad_dist.config import TextConfig
-from pad_dist.data.text_table import read_text_rows
+from pad_dist.dataset.text_table import read_text_rows
 from pad_dist.sparse.row_shards import RowShards
-from pad_dist.sparse.tables import Tables
+from pad_dist.sparse.spec import Tables
 from pad_dist.sparse.text_moments import moments, spectrum
 
 _BLOCK_ROWS = 1 << 14
@@ -24,37 +24,37 @@ def fill_from_text(
     device: torch.device,
     group: dist.ProcessGroup | None,
 ) -> None:
-    """Fill the rows of items that have a text; the others, padding among them, stay as they are. Collective.
+    """Fill the rows of items that have a text; the others, padding included, stay unchanged. Collective.
 
-    A row is the item's vector, centred, in the directions of most variance (PCA, as in LLM2BERT4Rec,
+    A row is the item's centred vector in the directions of most variance (PCA, as in LLM2BERT4Rec,
     arXiv 2309.09261), scaled so that all of these rows have the root-mean-square `std`. The text table is at least
-    as wide as the tables; `text.transform` does not count.
+    as wide as the tables. `text.transform` has no effect.
 
     Raises:
         UserError: see `text_manifest`, `moments`.
     """
     dim = tables.spec.dim
     vectors = RowShards(lambda start, stop: read_text_rows(dataset, text, start, stop), tables.spec.rows, device, group)
-    found = moments(vectors, dataset, covariance=True)
-    variances, directions = spectrum(vectors, found)
+    stats = moments(vectors, dataset, covariance=True)
+    variances, directions = spectrum(vectors, stats)
     projection = directions[:, :dim] * (std / variances[:dim].mean().sqrt())
     local = torch.cat(
         [
-            # NaN says that the item has no text.
-            ((block.double() - found.mean) @ projection).float().where(block.any(1, keepdim=True), torch.nan)
+            # NaN means that the item has no text.
+            ((block.double() - stats.mean) @ projection).float().where(block.any(1, keepdim=True), torch.nan)
             for block in vectors.local.split(_BLOCK_ROWS)
         ]
     )
     reduced = RowShards(lambda *_: local.cpu().numpy(), tables.spec.rows, device, group)
     for first in range(0, tables.spec.rows, _BLOCK_ROWS):
         stop = first + _BLOCK_ROWS
-        ranges = [(max(first, p.offsets[0]), min(stop, p.offsets[0] + len(p.tensor)), p) for p in tables.weights()]
-        ranges = [(low, high, part) for low, high, part in ranges if low < high]
-        # Every rank looks up once in each block, also one that holds no row of it.
+        ranges = [(max(first, s.offsets[0]), min(stop, s.offsets[0] + len(s.tensor)), s) for s in tables.weights()]
+        ranges = [(low, high, shard) for low, high, shard in ranges if low < high]
+        # Look-ups are collective: every rank makes one per block, even if it holds no row of it.
         start = min((low for low, _, _ in ranges), default=0)
         new = reduced.lookup(torch.arange(start, max((high for _, high, _ in ranges), default=0), device=device))
-        for low, high, part in ranges:
-            row, column = part.offsets
-            values = new[low - start : high - start, column : column + part.tensor.shape[1]]
-            there = part.tensor[low - row : high - row]
-            there.copy_(values.to(there.dtype).where(~values.isnan(), there))
+        for low, high, shard in ranges:
+            row, column = shard.offsets
+            values = new[low - start : high - start, column : column + shard.tensor.shape[1]]
+            target = shard.tensor[low - row : high - row]
+            target.copy_(values.to(target.dtype).where(~values.isnan(), target))

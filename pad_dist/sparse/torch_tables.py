@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pad_dist.config import SparseConfig
-from pad_dist.sparse.tables import ADAGRAD_EPS, Part, Tables, TableSpec, rows_of_tables
+from pad_dist.sparse.spec import ADAGRAD_EPS, Tables, TableShard, TableSpec, rows_of_tables
 
 
 class TorchTables(Tables):
-    """Whole tables in this process, for machines without fbgemm and for dense AdamW."""
+    """Complete tables in this process, for machines without fbgemm and for dense AdamW."""
 
     def __init__(self, spec: TableSpec, config: SparseConfig, device: torch.device) -> None:
         self.spec = spec
@@ -22,16 +22,16 @@ class TorchTables(Tables):
         wanted = rows_of_tables(items, self.spec.names)
         return {name: table.lookup(wanted[name]) for name, table in self._tables.items()}
 
-    def parts(self) -> list[Part]:
-        found = []
+    def shards(self) -> list[TableShard]:
+        shards = []
         for name, table in self._tables.items():
             states = {f"{name}.{key}": value for key, value in table.optimizer_state()}
             for key, value in {name: table.weight.data, **states}.items():
-                value = value.reshape(value.shape or (1,))  # AdamW's count of steps is a scalar
-                found.append(
-                    Part(key, value, (0,) * value.ndim, tuple(value.shape), "all" if table.is_dense else "rows")
+                value = value.reshape(value.shape or (1,))  # AdamW's step count is a scalar
+                shards.append(
+                    TableShard(key, value, (0,) * value.ndim, tuple(value.shape), "all" if table.is_dense else "rows")
                 )
-        return found
+        return shards
 
     def set_lr(self, lr: float) -> None:
         for table in self._tables.values():
@@ -54,7 +54,7 @@ class _Table:
     def lookup(self, items: Tensor) -> Tensor:
         rows = self.weight.detach()[items].float().requires_grad_(torch.is_grad_enabled())
         if rows.requires_grad:
-            # Runs once per backward, when the whole gradient of these rows is known: a fused step.
+            # Runs once per backward, when the gradient of these rows is complete: a fused step.
             rows.register_post_accumulate_grad_hook(lambda r: self._step(items, r))
         return rows
 

@@ -1,1 +1,1 @@
-"""The three stages: which parts, which loss, what is copied or frozen."""
+"""The training stages: what each is made of, where it starts from, how it is trained and what it leaves."""

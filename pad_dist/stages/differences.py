@@ -11,16 +11,21 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     >>> differences({"seed": 7, "model": {"dim": 64, "heads": 2}}, {"seed": 7, "model": {"dim": 128, "heads": 2}})
     'model.dim: 64 -> 128'
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return ", ".join(f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by dots.
+
+    >>> flatten({"model": {"dim": 64}, "seed": 7})
+    {'model.dim': 64, 'seed': 7}
+    """
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which checkpoint a stage goes on from, and what is said of those that it does not."""
+"""Which checkpoint a stage resumes from, and what it reports of those that it passes over."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pad_dist import storage
-from pad_dist.config import Config, StageName
-from pad_dist.errors import UserError
-from pad_dist.stages.differences import differences
-from pad_dist.stages.fingerprint import made_from
-from pad_dist.stages.parts import checkpoint_dir
-from pad_dist.training.checkpoint import (
+from pad_dist.checkpoint.files import (
     checkpoint_meta,
     complete_steps,
     damaged,
@@ -19,27 +14,30 @@ from pad_dist.training.checkpoint import (
     versions,
     wrong_sizes,
 )
-from pad_dist.training.ranks import Ranks
-from pad_dist.training.shard_files import DamagedFile
+from pad_dist.checkpoint.shard_files import DamagedFile
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.errors import UserError
+from pad_dist.stages.differences import differences
+from pad_dist.stages.fingerprint import made_from
+from pad_dist.stages.spec import StageSpec
 
 Say = Callable[[str], None]
 
 
-def checkpoint_to_resume(config: Config, stage: StageName, ranks: Ranks, say: Say) -> str | None:
+def checkpoint_to_resume(spec: StageSpec, context: DistributedContext, say: Say) -> str | None:
     """The checkpoint that `checkpoint.resume` asks for, read through, the same on every rank; None: begin. Collective.
 
     Raises:
-        UserError: the newest one was written by other libraries; or the one that is named is damaged, lies elsewhere
+        UserError: the newest one was written by other libraries; or the one that is named is damaged, is elsewhere
             or was made with other settings or data.
     """
-    named = config.checkpoint.resume not in ("auto", "never")
+    named = spec.config.checkpoint.resume not in ("auto", "never")
     passed_over: set[str] = set()
     while True:
-        path = ranks.from_first(lambda: _candidate(config, stage, passed_over, say))
+        path = context.from_first(lambda: _candidate(spec, passed_over, say))
         if not path:
             return None
-        found = ranks.gather(damaged(path, ranks.rank, ranks.world_size))
-        damage = [line for lines in found for line in lines]
+        damage = [line for lines in context.gather(damaged(path, context.rank, context.world_size)) for line in lines]
         if not damage:
             return path
         if named:
@@ -48,13 +46,13 @@ def checkpoint_to_resume(config: Config, stage: StageName, ranks: Ranks, say: Sa
         passed_over.add(path)
 
 
-def _candidate(config: Config, stage: StageName, passed_over: set[str], say: Say) -> str:
+def _candidate(spec: StageSpec, passed_over: set[str], say: Say) -> str:
     """The newest checkpoint that is complete, or the one that is named; "" if there is none."""
-    resume, directory = config.checkpoint.resume, checkpoint_dir(config, stage)
+    resume, directory = spec.config.checkpoint.resume, spec.checkpoint_directory
     if resume == "never":
         return ""
-    if resume != "auto" and checkpoint_meta(resume)["stage"] == stage:
-        return _named(config, stage, directory)
+    if resume != "auto" and checkpoint_meta(resume)["stage"] == spec.name:
+        return _named(spec, directory)
     for step in complete_steps(directory):
         path = place(directory, step)
         if path in passed_over:
@@ -67,7 +65,7 @@ def _candidate(config: Config, stage: StageName, passed_over: set[str], say: Say
         if wrong:
             say(f"{path} is passed over, damaged: {', '.join(sorted(set(wrong)))}")
             continue
-        other = differences(meta["made_from"], made_from(config, stage))
+        other = differences(meta["made_from"], made_from(spec))
         if other:
             say(f"{path} was made with other settings or data, so training begins anew: {other}")
             return ""
@@ -76,8 +74,8 @@ def _candidate(config: Config, stage: StageName, passed_over: set[str], say: Say
     return ""
 
 
-def _named(config: Config, stage: StageName, directory: str) -> str:
-    path = config.checkpoint.resume.rstrip("/")
+def _named(spec: StageSpec, directory: str) -> str:
+    path = spec.config.checkpoint.resume.rstrip("/")
     meta = checkpoint_meta(path)
     step = int(meta["step"])
     if storage.filesystem(path) != storage.filesystem(place(directory, step)):
@@ -85,7 +83,7 @@ def _named(config: Config, stage: StageName, directory: str) -> str:
         raise UserError(
             f"checkpoint.resume={path} is not in {directory}: copy it there, and the best of its run, {best}"
         )
-    other = differences(meta["made_from"], made_from(config, stage))
+    other = differences(meta["made_from"], made_from(spec))
     if other:
         raise UserError(
             f"checkpoint.resume={path} was made with other settings or data: {other}: set them as they were, or name "

@@ -3,278 +3,160 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from pad_dist import storage
-from pad_dist.config import Config, StageName
-from pad_dist.data.batches import Batch
-from pad_dist.data.hashing import DROPOUT, hash_ids
-from pad_dist.data.loader import train_batches
-from pad_dist.data.order import epoch_batches, steps_per_epoch
-from pad_dist.environment import environment
-from pad_dist.errors import UserError
-from pad_dist.model.pad import Pad
+from pad_dist.checkpoint.files import checkpoint_meta
+from pad_dist.checkpoint.lock import locked
+from pad_dist.checkpoint.saver import Saver
+from pad_dist.data.order import steps_per_epoch
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.model.recommender import Recommender
+from pad_dist.runtime.environment import environment
+from pad_dist.stages.ema import EmaWeights
 from pad_dist.stages.fingerprint import fingerprint, made_from
-from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.parts import checkpoint_dir, parts, stage_dir
 from pad_dist.stages.resume import checkpoint_to_resume
-from pad_dist.stages.scored import ScoredWeights
-from pad_dist.stages.system import System, build_system, initialise
+from pad_dist.stages.spec import StageSpec
+from pad_dist.stages.stage_runtime import StageRuntime, build_runtime, initialise
+from pad_dist.stages.steps import Stepper
 from pad_dist.stages.trained_on import record
-from pad_dist.training.checkpoint import checkpoint_meta, load_optimizer, load_parts
-from pad_dist.training.engine import build_engine, load_optimizer_state, optimizer_state
-from pad_dist.training.lock import locked
 from pad_dist.training.loop import Best, Bests, Metrics, Progress, Schedule, fit
-from pad_dist.training.metrics import Recorder
-from pad_dist.training.ranks import Ranks
-from pad_dist.training.saving import Saver
+from pad_dist.training.recorder import Recorder
 
-Validate = Callable[[System, Pad], Metrics]
-"""Validation metrics of a system whose dense weights are those of the given module."""
-
-MOST_SKIPPED_IN_A_ROW = 10
-"""After so many batches without a finite loss it is not the batches that are broken."""
+Validate = Callable[[StageRuntime, Recommender], Metrics]
+"""Validation metrics of a stage whose dense weights are those of the given model."""
 
 
-def train_stage(config: Config, stage: StageName, ranks: Ranks, validate: Validate) -> Best:
+def train_stage(spec: StageSpec, context: DistributedContext, validate: Validate) -> Best:
     """Train a stage to early stopping; leave its best checkpoint and `result.json` in `<out>/<stage>`.
 
-    A run that was killed goes on from its newest whole checkpoint, at any world size, and gives what it would have;
+    A run that was killed resumes from its newest whole checkpoint, at any world size, and gives what it would have;
     the seconds up to that checkpoint count with its own.
 
     Raises:
-        UserError: another run writes there; see `checkpoint_to_resume` and `Saver.save`.
+        UserError: another run writes to these directories; see `checkpoint_to_resume` and `Saver.save`.
     """
-    system = build_system(config, stage, ranks)
-    directories = {stage_dir(config, stage), checkpoint_dir(config, stage)}
-    with locked(sorted(directories), config.name, ranks):
-        return _train(system, validate)
+    runtime = build_runtime(spec, context)
+    with locked(sorted({spec.directory, spec.checkpoint_directory}), spec.config.name, context):
+        training = StageTraining(runtime, validate)
+        best = training.run()
+    return best
 
 
-def _train(system: System, validate: Validate) -> Best:
-    config, stage, ranks = system.config, system.stage, system.ranks
+class StageTraining:
+    """A stage in training: what `fit` calls, and how its state is kept and restored."""
 
-    def say(text: str) -> None:
-        if ranks.is_first:
-            print(f"[{stage}] {text}", flush=True)
+    def __init__(self, runtime: StageRuntime, validate: Validate) -> None:
+        """Take the first weights, or those of the checkpoint to resume from. Collective."""
+        self._runtime, self._validate = runtime, validate
+        self._spec, self._context = runtime.spec, runtime.context
+        self._resumed = checkpoint_to_resume(self._spec, self._context, self._say)
+        before = checkpoint_meta(self._resumed)["seconds"] if self._resumed else 0.0
+        self._started = time.monotonic() - before  # as if it had not been interrupted
+        self._saver = Saver(self._spec.checkpoint_directory, self._spec.config.checkpoint, self._context, self._say)
+        self._weights = EmaWeights(runtime, self._saver.finish)
+        if self._resumed is None:
+            initialise(runtime)
+            self._weights.end_epoch(0)
+        else:
+            self._weights.load(self._resumed)
+        self._stepper = Stepper(runtime, self._saver.keep)
+        self._start = self._stepper.restore(self._resumed) if self._resumed else None
+        self._saver.newest = self._start.step if self._start else None
+        self._bests = Bests(self._start.best if self._start else None)
+        self._about = {"made_from": made_from(self._spec), "fingerprint": fingerprint(self._spec)}
+        self._about |= {"dataset": record(runtime.dataset)}
+        self.batches, self.step = self._stepper.batches, self._stepper.step
+        self.set_lr_scale = self._stepper.set_lr_scale
+        self.end_epoch, self.counters = self._weights.end_epoch, runtime.tables.counters
 
-    kept = checkpoint_to_resume(config, stage, ranks, say)
-    started = time.monotonic() - (checkpoint_meta(kept)["seconds"] if kept else 0.0)  # as if it had not been cut
-    saver = Saver(checkpoint_dir(config, stage), config.checkpoint, ranks, say)
-    scored = ScoredWeights(system, saver.finish)
-    if kept is None:
-        initialise(system)
-        scored.end_epoch(0)
-    else:
-        scored.load(kept)
-    trainer = Trainer(system, saver.keep)
-    start = trainer.restore(kept) if kept else None
-    saver.newest = start.step if start else None
+    def run(self) -> Best:
+        """Train to the end, and leave the result. Collective."""
+        spec, start_step = self._spec, self._start.step if self._start else None
+        with (
+            self._saver,
+            Recorder(spec.name, spec.directory, speaks=self._context.is_first, start_step=start_step) as recorder,
+        ):
+            recorder.say(self._description())
+            if self._start:
+                recorder.say(f"resumes from {self._resumed}: {self._start.step} steps are done")
+            self._context.preemption.defer()
+            best = fit(self, self._schedule(), recorder, self._start)
+            self._saver.finish()
+            best = self._bests.whole(best, self._saver.lost)
+        if self._context.is_first:
+            self._write_result(best)
+        return best
 
-    def validate_now() -> Metrics:
-        with scored.validating():
-            return validate(system, scored.pad)
+    @property
+    def preempted(self) -> bool:
+        """See `Trainee`."""
+        return self._stepper.preempted
 
-    result = f"{stage_dir(config, stage)}/result.json"
-    about = {"made_from": made_from(config, stage), "fingerprint": fingerprint(config, stage)}
-    about |= {"dataset": record(system.dataset)}
-    bests = Bests(start.best if start else None)
+    def validate(self) -> Metrics:
+        """See `Trainee`."""
+        with self._weights.validating():
+            return self._validate(self._runtime, self._weights.model)
 
-    def save(progress: Progress) -> Best:
-        ranks.watch.beat("writes a checkpoint", patient=True)
-        if ranks.is_first:
-            storage.remove(result)
-        saver.finish()
-        progress = replace(progress, best=bests.whole(progress.best, saver.lost))
-        saver.save(
+    def save(self, progress: Progress) -> Best:
+        """See `Trainee`."""
+        self._context.watchdog.heartbeat("writes a checkpoint", patient=True)
+        if self._context.is_first:
+            storage.remove(self._spec.result_url)
+        self._saver.finish()
+        progress = replace(progress, best=self._bests.whole(progress.best, self._saver.lost))
+        self._saver.save(
             progress.step,
-            parts=scored.parts(),
-            dense=scored.dense(),
-            optimizer=trainer.optimizer_state() if progress.step > progress.skipped else {},
+            shards=self._weights.shards(),
+            dense=self._weights.dense(),
+            optimizer=self._stepper.optimizer_state() if progress.step > progress.skipped else {},
             best=progress.best.step,
             meta={
-                **about,
-                "stage": stage,
+                **self._about,
+                "stage": self._spec.name,
                 "progress": asdict(progress),
-                "seconds": round(time.monotonic() - started, 2),
-                "config": config.model_dump(mode="json"),
-                "sharding": config.sparse.sharding,
+                "seconds": self._seconds(),
+                "config": self._spec.config.model_dump(mode="json"),
+                "sharding": self._spec.config.sparse.sharding,
             },
         )
         return progress.best
 
-    training = config.training
-    schedule = Schedule(
-        config.stage(stage),
-        training.batch_size,
-        steps_per_epoch(system.dataset.users, training.batch_size),
-        config.evaluation.every,
-        training.log_every,
-        config.checkpoint.every,
-        parts(config, stage).ranks,
-    )
-    start_step = start.step if start else None
-    with saver, Recorder(stage, stage_dir(config, stage), speaks=ranks.is_first, start_step=start_step) as recorder:
-        recorder.say(
-            f"{system.dataset.users:,} users, {system.dataset.items:,} items, {schedule.steps_per_epoch} steps of "
-            f"{training.batch_size} sequences per epoch, {ranks.world_size} rank(s) on {ranks.device.type}"
-        )
-        if start:
-            recorder.say(f"goes on from {kept}: {start.step} steps are done")
-        ranks.stop.defer()
-        best = fit(
-            schedule,
-            start=start,
-            batches=trainer.batches,
-            train_step=trainer.step,
-            set_lr_scale=trainer.set_lr_scale,
-            validate=validate_now,
-            save=save,
-            stopping=lambda: trainer.stopping,
-            counters=system.tables.counters,
-            end_epoch=scored.end_epoch,
-            recorder=recorder,
-        )
-        saver.finish()
-        best = bests.whole(best, saver.lost)
-    if ranks.is_first:
-        found = {"epoch": best.epoch, "valid": best.metrics, "seconds": round(time.monotonic() - started, 2)}
-        found |= {"environment": environment(ranks.world_size), "checkpoint_root": config.checkpoint.root}
-        storage.write_json(result, about | found)
-    return best
-
-
-class Trainer:
-    """One training step of a stage, and the batches for it."""
-
-    def __init__(self, system: System, before_change: Callable[[Tensor], None] = lambda items: None) -> None:
-        """`before_change` is told the rows [U] of each step before they change; collective."""
-        self._before_change = before_change
-        config, ranks = system.config, system.ranks
-        self._system = system
-        self._stage = config.stage(system.stage)
-        group = ranks.group if ranks.world_size > 1 else None
-        self.objective = StageObjective(system.pad, system.stage, config, system.dataset.items, group).train()
-        self._engine = build_engine(self.objective, _parameter_groups(system), config.training)
-        self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
-        self._skipped_in_a_row = 0
-        self.stopping = False
-        """Whether any rank was told to end when the newest step was taken; equal on all ranks."""
-
-    def restore(self, path: str) -> Progress:
-        """Go on from a checkpoint whose weights the system has taken already. Collective."""
-        values = checkpoint_meta(path)["progress"]
-        progress = Progress(**values | {"best": Best(**values["best"])})
-        if progress.step > progress.skipped:
-            # The optimizers make room for their state in a step, which here has no learning rate.
-            self.set_lr_scale(0.0)
-            next(batch for batch in self.batches(1) if self._take(0, batch, admit=False).isfinite())
-            load_optimizer_state(self._engine, load_optimizer(path))
-            tables = self._system.tables
-            load_parts(path, [part for part in tables.parts() if part.name not in tables.spec.names])
-        return progress
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """What the dense optimizer goes on from. Collective."""
-        return optimizer_state(self._engine)
-
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batches of one epoch."""
-        system, config = self._system, self._system.config
-        return train_batches(
-            system.dataset,
-            epoch=epoch,
-            seed=config.seed,
-            batch_size=config.training.batch_size,
-            max_length=config.model.max_length,
-            loss=config.training.loss,
-            rank=system.ranks.rank,
-            world_size=system.ranks.world_size,
-            start_step=start_step,
-            occurrence_share=config.align.item_share if system.stage == "align" else 1.0,
-            targets=config.disentangle.targets if system.stage == "disentangle" else "train",
+    def _schedule(self) -> Schedule:
+        config = self._spec.config
+        return Schedule(
+            self._spec.settings,
+            config.training.batch_size,
+            self._steps_per_epoch,
+            config.evaluation.every,
+            config.training.log_every,
+            config.checkpoint.every,
+            self._spec.evaluated,
         )
 
-    def step(self, number: int, batch: Batch) -> Tensor:
-        """Take step `number` and give its GLOBAL loss; one that is not finite changes nothing.
+    @property
+    def _steps_per_epoch(self) -> int:
+        return steps_per_epoch(self._runtime.dataset.users, self._spec.config.training.batch_size)
 
-        Raises:
-            UserError: on every rank, if the loss is not finite and such a batch is not to be skipped.
-        """
-        loss = self._take(number, batch, admit=True)
-        self._skipped_in_a_row = 0 if loss.isfinite() else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row:
-            self._refuse_or_skip(number)
-        self._system.ranks.watch.step_done(number + 1)
-        return loss
-
-    def _take(self, number: int, batch: Batch, *, admit: bool) -> Tensor:
-        """Look up, project, score, one backward (which steps the tables), one dense step.
-
-        `admit`: whether ids may get rows of hashed tables.
-        """
-        # Dropout is a function of step and rank, so that a resumed run draws what an uninterrupted one would.
-        config, ranks = self._system.config, self._system.ranks
-        torch.manual_seed(int(hash_ids(config.seed, DROPOUT, number, np.array([ranks.rank]))[0]) >> 1)
-        self._system.tables.set_step(number)
-        ranks.watch.beat(f"computes the loss of step {number + 1}")
-        masked = self._system.masked(number, batch.items)
-        batch = self._system.to_device(batch)
-        rows = self._system.rows(batch.items, batch.sightings() if admit else None, self._before_change)
-        share = self._engine(batch, rows | masked)
-        ranks.watch.beat(f"waits for the loss of step {number + 1}")
-        # Before the backward, which steps the tables. The wish to end rides along.
-        self._share = share.detach().float() / ranks.world_size
-        sums = ranks.sum(torch.stack([self._share, self._share.new_tensor(float(ranks.stop.requested))])).cpu()
-        loss, self.stopping = sums[0], bool(sums[1])
-        if loss.isfinite():
-            self._engine.backward(share)
-            self._engine.step()
-        return loss
-
-    def _refuse_or_skip(self, number: int) -> None:
-        system, training = self._system, self._system.config.training
-        if training.non_finite == "skip" and self._skipped_in_a_row < MOST_SKIPPED_IN_A_ROW:
-            return
-        ranks, steps = system.ranks, steps_per_epoch(system.dataset.users, training.batch_size)
-        broken = torch.zeros(ranks.world_size, device=ranks.device)
-        broken[ranks.rank] = ~self._share.isfinite()
-        on = [str(rank) for rank, found in enumerate(ranks.sum(broken).tolist()) if found]
-        epoch, place, seed = number // steps + 1, number % steps, system.config.seed
-        rows = next(epoch_batches(seed, epoch, system.dataset.shard_rows, training.batch_size, start_step=place))
-        users = f"{', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''}"
-        where = (
-            f"step {number + 1} (epoch {epoch}, step {place + 1} of {steps}, seed {seed}; users in rows {users} of the "
-            f"dataset; on rank {', '.join(on)})"
-        )
-        if training.non_finite == "skip":
-            raise UserError(
-                f"the loss is not finite for {self._skipped_in_a_row} batches in a row, up to {where}: the weights "
-                "themselves are broken; lower the learning rates and train again"
-            )
-        raise UserError(
-            f"the loss of {where} is not finite: lower the learning rates, look at the text vectors, or set "
-            "training.non_finite=skip and run the same command again"
+    def _description(self) -> str:
+        dataset, context = self._runtime.dataset, self._context
+        return (
+            f"{dataset.users:,} users, {dataset.items:,} items, {self._steps_per_epoch} steps of "
+            f"{self._spec.config.training.batch_size} sequences per epoch, {context.world_size} rank(s) on "
+            f"{context.device.type}"
         )
 
-    def set_lr_scale(self, scale: float) -> None:
-        """Multiply the learning rates of tables and dense part."""
-        self._system.tables.set_lr(self._stage.sparse_lr * scale)
-        for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * scale
+    def _write_result(self, best: Best) -> None:
+        result: dict[str, Any] = {"epoch": best.epoch, "valid": best.metrics, "seconds": self._seconds()}
+        result |= {"environment": environment(self._context.world_size)}
+        result |= {"checkpoint_root": self._spec.config.checkpoint.root}
+        storage.write_json(self._spec.result_url, self._about | result)
 
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 2)
 
-def _parameter_groups(system: System) -> list[dict[str, Any]]:
-    stage, gate = system.config.stage(system.stage), system.config.disentangle
-    dense = [p for n, p in system.pad.named_parameters() if p.requires_grad and not n.startswith("gate.")]
-    groups = [{"params": dense, "lr": stage.lr, "weight_decay": stage.weight_decay}] if dense else []
-    if system.pad.gate is not None:
-        logits = list(system.pad.gate.parameters())
-        groups.append({"params": logits, "lr": gate.gate_lr, "weight_decay": gate.gate_weight_decay})
-    return groups
+    def _say(self, text: str) -> None:
+        if self._context.is_first:
+            print(f"[{self._spec.name}] {text}", flush=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pad_dist import storage
-from pad_dist.data import versions
-from pad_dist.data.dataset import Dataset
+from pad_dist.dataset import versions
+from pad_dist.dataset.reader import Dataset
 
 Record = dict[str, Any]
-"""`version` (id, None for a directory that stands alone), `content_hash` and `item_map` of a dataset."""
+"""`version` (id, None for a directory without versions), `content_hash` and `item_map` of a dataset."""
 
 
 def record(dataset: Dataset) -> Record:
@@ -38,7 +38,7 @@ def other_version(result: str, dataset: Dataset, again: str) -> str | None:
     folder, root = result.rpartition("/")[0], versions.root_of(dataset.url)
     ways = [
         f"run `{again}` to train on the new one",
-        f"train on from it with continue_from={_parent(folder)} --out NEW",
+        f"train on from it with warm_start={_parent(folder)} --out NEW",
     ]
     if before["version"] in versions.published(root):
         ways.insert(0, f"set dataset={versions.version_url(root, before['version'])} to stay with the old one")

@@ -1,1 +1,1 @@
-"""Engine, loop, checkpoint and metrics: the only room that imports deepspeed."""
+"""The training loop and the DeepSpeed engine; the only room that imports deepspeed."""

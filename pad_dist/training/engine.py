@@ -8,6 +8,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -38,16 +41,23 @@ def build_engine(
     settings = {
         # Nominal: the loader owns batches; DeepSpeed only wants a number that divides.
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.gradient_accumulation,
-        "gradient_clipping": config.clip,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": {"stage": config.zero_stage},
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+    _accelerate(next(module.parameters()).device.type)
     optimizer = torch.optim.AdamW(list(groups), fused=False)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     return engine
+
+
+def _accelerate(kind: str) -> None:
+    """Let DeepSpeed compute on that kind of device: when imported it has taken a GPU where there is one."""
+    if get_accelerator().device_name() != kind:
+        set_accelerator(CPU_Accelerator() if kind == "cpu" else CUDA_Accelerator())
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
@@ -142,7 +152,7 @@ def _whole_weights(engine: deepspeed.DeepSpeedEngine) -> dict[nn.Parameter, Tens
 
 
 def _find_state(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Let ZeRO 1 and 2 look for optimizer state again: they do when only that of the first group is there."""
+    """Let ZeRO 1 and 2 look for optimizer state again: they do so only if it exists for the first group."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "_hp_optimizer_states_linked"):
         optimizer._hp_optimizer_states_linked = False

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pad_dist.config import StageConfig
 from pad_dist.data.batches import Batch
+from pad_dist.distributed.preemption import Preempted
 from pad_dist.errors import UserError
-from pad_dist.training.metrics import Recorder
-from pad_dist.training.stop import Stopped
+from pad_dist.training.recorder import Recorder
 
 Metrics = dict[str, Any]
 
@@ -33,7 +33,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Best:
-    """The validation that was selected, and where training stood."""
+    """The validation that was selected, and where training was."""
 
     epoch: int
     step: int
@@ -41,7 +41,7 @@ class Best:
 
 
 class Bests:
-    """The best validation whose checkpoint was written: a save may fail and training go on."""
+    """The best validation whose checkpoint was written: a save may fail and training continue."""
 
     def __init__(self, best: Best | None) -> None:
         self._last = self._whole = best
@@ -64,7 +64,7 @@ class Bests:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `place` steps of `epoch` are done, `step` in all.
+    """Where training is: `place` steps of `epoch` are done, `step` in all.
 
     After the last epoch `epoch` is one more than the stage has.
     """
@@ -77,89 +77,135 @@ class Progress:
     """Steps, of all, that changed nothing because their loss was not finite."""
 
 
-def fit(
-    schedule: Schedule,
-    *,
-    start: Progress | None,
-    batches: Callable[[int, int], Iterator[Batch]],
-    train_step: Callable[[int, Batch], Tensor],
-    set_lr_scale: Callable[[float], None],
-    validate: Callable[[], Metrics],
-    save: Callable[[Progress], Best],
-    stopping: Callable[[], bool],
-    counters: Callable[[], dict[str, int]],
-    end_epoch: Callable[[int], None],
-    recorder: Recorder,
-) -> Best:
-    """Train until validation hr@10 stops growing; returns the validation that was selected.
+class Trainee(Protocol):
+    """What `fit` trains. Every rank calls every method, in the same order."""
+
+    @property
+    def preempted(self) -> bool:
+        """Whether any rank was told to end when the newest step was taken; equal on all ranks."""
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """This rank's batches of an epoch from a step on, the same number on every rank."""
+
+    def step(self, number: int, batch: Batch) -> Tensor:
+        """Take step `number`, from 0; the GLOBAL loss. If it is not finite, nothing has changed. Collective."""
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Multiply every learning rate of the stage."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Learn that an epoch's last step is taken, once also where training ends there and is resumed. Collective."""
+
+    def validate(self) -> Metrics:
+        """Metrics of the current weights, equal on all ranks. Collective."""
+
+    def save(self, progress: Progress) -> Best:
+        """Keep the current weights; the best validation whose weights are kept. Collective."""
+
+    def counters(self) -> dict[str, int]:
+        """What to report beside a loss, equal on all ranks. Collective."""
+
+
+def fit(trainee: Trainee, schedule: Schedule, recorder: Recorder, start: Progress | None = None) -> Best:
+    """Train until validation hr@10 stops growing; the validation that was selected.
 
     Args:
         start: None at the beginning; else what `save` was given when the current weights were kept.
-        batches: this rank's batches of an epoch from a place on, the same number on every rank.
-        train_step: takes step number n (from 0) and gives the GLOBAL loss, a scalar; where that is not finite, it has
-            changed nothing.
-        set_lr_scale: multiplies every learning rate of the stage.
-        validate: metrics of the current weights, equal on all ranks.
-        save: keeps the current weights, and gives the best validation whose weights are kept.
-        stopping: whether to end after this step; equal on all ranks.
-        counters: what else to report beside a loss, equal on all ranks.
-        end_epoch: is told each epoch after its last step, once also where training ends there and goes on later.
 
     Raises:
-        Stopped: training was told to end; everything up to now is saved.
+        Preempted: training was told to end; everything up to now is saved.
     """
-    stage = schedule.stage
-    if start is None:
-        start = Progress(1, 0, 0, Best(0, 0, validate()))
-        recorder.validation(epoch=0, step=0, metrics=start.best.metrics, best=True)
-        save(start)
-    step, best, skipped = start.step, start.best, start.skipped
-    epoch, done = start.epoch, start.place
-    while epoch <= stage.epochs:
-        recorder.start_clock(done)
-        for place, batch in enumerate(batches(epoch, done), start=done + 1):
-            taken = step - skipped
-            if taken <= stage.warmup_steps or step == start.step:
-                set_lr_scale(min(1.0, (taken + 1) / (stage.warmup_steps + 1)))
-            loss = train_step(step, batch)
-            step += 1
-            recorder.count(schedule.batch_size)
-            if not loss.isfinite():
-                skipped += 1
-                recorder.skipped(epoch=epoch, step=step, place=place, skipped=skipped)
-            elif place % schedule.log_every == 0 or place == schedule.steps_per_epoch:
-                recorder.training(
-                    epoch=epoch,
-                    step=step,
-                    place=place,
-                    steps=schedule.steps_per_epoch,
-                    loss=loss.item(),
-                    counters=counters(),
-                )
+    return _Loop(trainee, schedule, recorder, start or _begin(trainee, recorder)).run()
+
+
+def _begin(trainee: Trainee, recorder: Recorder) -> Progress:
+    """Validate and save the first weights."""
+    progress = Progress(1, 0, 0, Best(0, 0, trainee.validate()))
+    recorder.validation(epoch=0, step=0, metrics=progress.best.metrics, best=True)
+    trainee.save(progress)
+    return progress
+
+
+class _Loop:
+    def __init__(self, trainee: Trainee, schedule: Schedule, recorder: Recorder, start: Progress) -> None:
+        self._trainee, self._schedule, self._recorder = trainee, schedule, recorder
+        self._start_step = start.step
+        self._now = start
+
+    def run(self) -> Best:
+        stage = self._schedule.stage
+        while self._now.epoch <= stage.epochs:
+            self._train_epoch()
+            if self._now.epoch % self._schedule.validate_every == 0 or self._now.epoch == stage.epochs:
+                self._validate_and_save()
+            else:
+                self._now = replace(self._now, epoch=self._now.epoch + 1, place=0)
+        return self._now.best
+
+    def _train_epoch(self) -> None:
+        """Take the steps of the epoch that are not taken yet."""
+        trainee, schedule, epoch, done = self._trainee, self._schedule, self._now.epoch, self._now.place
+        self._recorder.start_clock(done)
+        for place, batch in enumerate(trainee.batches(epoch, done), start=done + 1):
+            self._warm_up()
+            loss = trainee.step(self._now.step, batch)
+            self._now = replace(self._now, place=place, step=self._now.step + 1)
+            self._record(loss)
             if place == schedule.steps_per_epoch:
-                end_epoch(epoch)
-            stop = stopping()
-            if stop or (schedule.save_every and step % schedule.save_every == 0 and place < schedule.steps_per_epoch):
-                best = save(Progress(epoch, place, step, best, skipped))
-            if stop:
-                raise Stopped
-        done = 0
-        if epoch % schedule.validate_every and epoch != stage.epochs:
-            epoch += 1
-            continue
+                trainee.end_epoch(epoch)
+            if trainee.preempted or self._saves_inside_the_epoch():
+                self._save()
+            if trainee.preempted:
+                raise Preempted
+
+    def _warm_up(self) -> None:
+        """Set the learning rates of the next step: they grow linearly over the first ones."""
+        taken, warmup_steps = self._now.step - self._now.skipped, self._schedule.stage.warmup_steps
+        if taken <= warmup_steps or self._now.step == self._start_step:
+            self._trainee.set_lr_scale(min(1.0, (taken + 1) / (warmup_steps + 1)))
+
+    def _record(self, loss: Tensor) -> None:
+        now, schedule = self._now, self._schedule
+        self._recorder.count(schedule.batch_size)
+        if not loss.isfinite():
+            self._now = now = replace(now, skipped=now.skipped + 1)
+            self._recorder.skipped(epoch=now.epoch, step=now.step, place=now.place, skipped=now.skipped)
+        elif now.place % schedule.log_every == 0 or now.place == schedule.steps_per_epoch:
+            self._recorder.training(
+                epoch=now.epoch,
+                step=now.step,
+                place=now.place,
+                steps=schedule.steps_per_epoch,
+                loss=loss.item(),
+                counters=self._trainee.counters(),
+            )
+
+    def _saves_inside_the_epoch(self) -> bool:
+        every = self._schedule.save_every
+        return bool(every) and self._now.step % every == 0 and self._now.place < self._schedule.steps_per_epoch
+
+    def _validate_and_save(self) -> None:
+        """End an epoch: select its weights if they are better, and stop where nothing has been better for long."""
+        schedule, recorder, epoch = self._schedule, self._recorder, self._now.epoch
         try:
-            metrics = validate()
-        except Stopped:
-            if step > start.step:
-                save(Progress(epoch, schedule.steps_per_epoch, step, best, skipped))
+            metrics = self._trainee.validate()
+        except Preempted:
+            if self._now.step > self._start_step:
+                self._save()
             raise
+        best = self._now.best
         improved = not schedule.selects or metrics["hr@10"] > best.metrics["hr@10"]
-        recorder.validation(epoch=epoch, step=step, metrics=metrics, best=improved)
+        recorder.validation(epoch=epoch, step=self._now.step, metrics=metrics, best=improved)
         if improved:
-            best = Best(epoch, step, metrics)
-        over = epoch - best.epoch >= stage.patience
+            best = Best(epoch, self._now.step, metrics)
+        over = epoch - best.epoch >= schedule.stage.patience
         if over:
-            recorder.say(f"no better validation hr@10 for {stage.patience} epochs: stop, keep epoch {best.epoch}")
-        epoch = stage.epochs + 1 if over else epoch + 1
-        best = save(Progress(epoch, 0, step, best, skipped))
-    return best
+            recorder.say(
+                f"no better validation hr@10 for {schedule.stage.patience} epochs: stop, keep epoch {best.epoch}"
+            )
+        following = schedule.stage.epochs + 1 if over else epoch + 1
+        self._now = replace(self._now, epoch=following, place=0, best=best)
+        self._save()
+
+    def _save(self) -> None:
+        self._now = replace(self._now, best=self._trainee.save(self._now))

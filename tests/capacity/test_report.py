@@ -5,7 +5,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from pad_dist.capacity.report import placement
-from pad_dist.cli import app
+from pad_dist.cli.main import app
 from pad_dist.sparse.placement import Block
 from tests.support.stages import STAGES
 

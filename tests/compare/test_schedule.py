@@ -18,17 +18,17 @@ from pad_dist.compare import schedule
 from pad_dist.compare.jobs import Job
 from pad_dist.compare.schedule import run_all
 from pad_dist.config import Config
-from pad_dist.entry import STOPPED_STATUS
 from pad_dist.errors import UserError
+from pad_dist.runtime.entry import PREEMPTED_STATUS
 
 PROGRAM = """
 import json, pathlib, sys, time
 out, status, stages = pathlib.Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 print("here", flush=True)
-for stage, mark in stages.items():
+for stage, fingerprint in stages.items():
     time.sleep(0.4)
     (out / stage).mkdir(parents=True, exist_ok=True)
-    (out / stage / "result.json").write_text(json.dumps({"fingerprint": mark}))
+    (out / stage / "result.json").write_text(json.dumps({"fingerprint": fingerprint}))
 sys.exit(status)
 """
 
@@ -108,13 +108,13 @@ def test_a_signal_ends_the_runs_and_starts_no_other(tmp_path: Path, capfd: pytes
     with pytest.raises(SystemExit) as ended:
         run_all([small(tmp_path, n, {str(k): n for k in range(200)}) for n in "ab"], 1, said.append)
     thread.join()
-    assert ended.value.code == STOPPED_STATUS
+    assert ended.value.code == PREEMPTED_STATUS
     assert said == ["d/a/seed-1: start"] and not (tmp_path / "b").exists()
     assert "stopped by a signal" in capfd.readouterr().err
     assert subprocess.run(["pgrep", "-f", f"{tmp_path}/a"], capture_output=True, check=False).returncode == 1
 
 
-def test_no_run_goes_on_where_its_neighbours_record_cannot_be_written(tmp_path: Path) -> None:
+def test_no_run_goes_on_where_the_record_of_the_one_beside_it_cannot_be_written(tmp_path: Path) -> None:
     def full(job: Job) -> None:
         raise UserError(f"{job.name}: no room")
 

@@ -9,29 +9,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from pad_dist.config import LossConfig
+from pad_dist.config import BceConfig, NegativeSampling, SampledSoftmaxConfig, SoftmaxConfig
 from pad_dist.data.batches import Batch, EvalBatch
-from pad_dist.data.dataset import Dataset
 from pad_dist.data.hashing import SAMPLED_ITEM, hash_ids
 from pad_dist.data.loader import eval_batches, train_batches
 from pad_dist.data.negatives import in_batch_negatives
 from pad_dist.data.order import epoch_batches, rank_slice, steps_per_epoch
+from pad_dist.dataset.reader import Dataset
 from pad_dist.errors import UserError
 from tests.support.tiny_dataset import Splits, leave_one_out, random_sequences, time_splits, write_tiny_dataset
 
 ITEMS, L, BATCH = 40, 5, 16
 SEQUENCES = random_sequences(55, ITEMS, longest=14)
-BCE = LossConfig(kind="bce")
-SHARED = LossConfig(kind="sampled_softmax", negatives=12)
-IN_BATCH = LossConfig(kind="sampled_softmax", negatives=12, in_batch=30)
-FULL = LossConfig(kind="softmax")
+BCE = BceConfig()
+SHARED = SampledSoftmaxConfig(negatives=12)
+IN_BATCH = SampledSoftmaxConfig(negatives=12, in_batch=30)
+FULL = SoftmaxConfig()
 SPLITS = {"leave-one-out": leave_one_out(SEQUENCES)} | {f"time {i}": time_splits(SEQUENCES, i) for i in range(3)}
 LOSSES = pytest.mark.parametrize("loss", [BCE, SHARED, IN_BATCH, FULL], ids=["bce", "shared", "in_batch", "full"])
 
 
-def shared_count(loss: LossConfig, positions: bool = True) -> int:
+def shared_count(loss: NegativeSampling, positions: bool = True) -> int:
     """Shared negatives of a global batch, with or without positions in it."""
-    return 0 if loss is BCE else ITEMS if loss is FULL else 12 + (loss.in_batch if positions else 0)
+    return 0 if loss is BCE else ITEMS if loss is FULL else 12 + (loss.from_batch if positions else 0)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def dataset(datasets: dict[str, Dataset]) -> Dataset:
     return datasets["leave-one-out"]
 
 
-def train(dataset: Dataset, loss: LossConfig, rank: int = 0, world_size: int = 1, **changes: Any) -> list[Batch]:
+def train(dataset: Dataset, loss: NegativeSampling, rank: int = 0, world_size: int = 1, **changes: Any) -> list[Batch]:
     settings = {"epoch": 2, "seed": 7, "batch_size": BATCH, "max_length": L} | changes
     return list(train_batches(dataset, loss=loss, rank=rank, world_size=world_size, **settings))
 
@@ -68,7 +68,7 @@ def equal(one: Batch | EvalBatch, other: Batch | EvalBatch) -> bool:
 @pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_batches_equal_a_slow_oracle(
-    datasets: dict[str, Dataset], loss: LossConfig, splits: str, world_size: int
+    datasets: dict[str, Dataset], loss: NegativeSampling, splits: str, world_size: int
 ) -> None:
     dataset = datasets[splits]
     train_parts = [s[:train] for s, (train, _, _) in zip(SEQUENCES, SPLITS[splits], strict=True)]
@@ -90,7 +90,7 @@ def test_batches_equal_a_slow_oracle(
             assert batch.sightings().tolist() == [sightings[item] for item in batch.items.tolist()]
             counts = Counter({0: padding}) + sightings
             negatives = batch.items[batch.negatives]
-            if loss.kind == "bce":
+            if loss is BCE:
                 assert not batch.shared_negatives
                 for drawn, part in zip(split(negatives, batch.lengths), parts, strict=True):
                     assert not {0, *part} & set(drawn)
@@ -114,7 +114,7 @@ def test_batches_equal_a_slow_oracle(
 @pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_validation_targets_are_each_user_s_one_scored_position(
-    datasets: dict[str, Dataset], loss: LossConfig, splits: str, world_size: int
+    datasets: dict[str, Dataset], loss: NegativeSampling, splits: str, world_size: int
 ) -> None:
     dataset, found = datasets[splits], []
     for rank in range(world_size):
@@ -135,7 +135,7 @@ def test_validation_targets_are_each_user_s_one_scored_position(
 @pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("share", [1.0, 0.4])
 def test_ranks_together_are_the_single_rank_batch(
-    datasets: dict[str, Dataset], loss: LossConfig, splits: str, share: float
+    datasets: dict[str, Dataset], loss: NegativeSampling, splits: str, share: float
 ) -> None:
     dataset = datasets[splits]
     everyone = [train(dataset, loss, rank, 3, occurrence_share=share) for rank in range(3)]
@@ -156,7 +156,7 @@ def test_ranks_together_are_the_single_rank_batch(
 
 
 @LOSSES
-def test_a_rank_with_nothing_still_takes_every_step(dataset: Dataset, loss: LossConfig) -> None:
+def test_a_rank_with_nothing_still_takes_every_step(dataset: Dataset, loss: NegativeSampling) -> None:
     everyone = [train(dataset, loss, rank, 20) for rank in range(20)]
     assert {len(found) for found in everyone} == {steps_per_epoch(dataset.users, BATCH)}
     empty = [found[-1] for found in everyone if not len(found[-1].lengths)]
@@ -168,7 +168,7 @@ def test_a_rank_with_nothing_still_takes_every_step(dataset: Dataset, loss: Loss
 
 
 @LOSSES
-def test_a_resumed_epoch_gives_the_same_batches(dataset: Dataset, loss: LossConfig) -> None:
+def test_a_resumed_epoch_gives_the_same_batches(dataset: Dataset, loss: NegativeSampling) -> None:
     whole = train(dataset, loss, occurrence_share=0.4)
     resumed = train(dataset, loss, occurrence_share=0.4, start_step=2)
     assert len(resumed) == len(whole) - 2
@@ -177,7 +177,7 @@ def test_a_resumed_epoch_gives_the_same_batches(dataset: Dataset, loss: LossConf
 
 
 @LOSSES
-def test_a_share_of_the_items_keeps_its_occurrences(dataset: Dataset, loss: LossConfig) -> None:
+def test_a_share_of_the_items_keeps_its_occurrences(dataset: Dataset, loss: NegativeSampling) -> None:
     pairs = zip(train(dataset, loss), train(dataset, loss, occurrence_share=0.4), strict=True)
     for step, (whole, part) in enumerate(pairs):
         hashes = [int(hash_ids(7, SAMPLED_ITEM, 2, step, item)) for item in whole.items.tolist()]
@@ -200,7 +200,7 @@ def test_another_share_of_the_items_is_drawn_every_step(dataset: Dataset) -> Non
 
 
 @LOSSES
-def test_a_global_batch_without_any_position_is_a_step_on_every_rank(loss: LossConfig, tmp_path: Path) -> None:
+def test_a_global_batch_without_any_position_is_a_step_on_every_rank(loss: NegativeSampling, tmp_path: Path) -> None:
     untrained = [(n % 2, -1, len(s) - 1) for n, s in enumerate(SEQUENCES)]
     dataset = Dataset.open(write_tiny_dataset(tmp_path, SEQUENCES, ITEMS, splits=untrained))
     for rank in range(2):
@@ -215,7 +215,7 @@ def test_a_global_batch_without_any_position_is_a_step_on_every_rank(loss: LossC
 @LOSSES
 @pytest.mark.parametrize("splits", SPLITS)
 def test_held_out_items_never_reach_training(
-    datasets: dict[str, Dataset], loss: LossConfig, splits: str, tmp_path: Path
+    datasets: dict[str, Dataset], loss: NegativeSampling, splits: str, tmp_path: Path
 ) -> None:
     dataset = datasets[splits]
     changed = [

@@ -1,4 +1,4 @@
-"""Metrics of a whole system against a brute-force oracle, alone and on two real gloo ranks."""
+"""Metrics of a whole stage against a brute-force oracle, alone and on two real gloo ranks."""
 
 import math
 from collections.abc import Iterator
@@ -10,17 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pad_dist.config import Config, ModelConfig
-from pad_dist.data.dataset import Dataset
+from pad_dist.config import Config, DisentangleConfig, ModelConfig
+from pad_dist.dataset.reader import Dataset
+from pad_dist.distributed.context import DistributedContext
 from pad_dist.errors import UserError
 from pad_dist.evaluation import evaluate as module
 from pad_dist.evaluation.evaluate import Metrics, evaluate, scorers_of
-from pad_dist.evaluation.rank_file import MOST, RankRecorder
-from pad_dist.model.pad import Pad
-from pad_dist.stages.system import System, build_system
-from pad_dist.training.ranks import Ranks
+from pad_dist.evaluation.target_ranks import MOST, TargetRankRecorder
+from pad_dist.model.recommender import Recommender
+from pad_dist.stages.stage_runtime import StageRuntime, build_runtime
 from tests.support.ranks import run_ranks
+from tests.support.stages import stage_of
 from tests.support.tiny_dataset import leave_one_out, random_sequences, time_splits, write_tiny_dataset
+
+pytestmark = pytest.mark.slow
 
 ITEMS, L, COLD = 40, 5, 4
 SCORERS = ("id", "popularity")
@@ -48,70 +51,70 @@ def write_datasets(folder: Path) -> list[str]:
     return urls
 
 
-def system_of(url: str, ranks: Ranks) -> System:
+def runtime_of(url: str, context: DistributedContext) -> StageRuntime:
     """An untrained first stage: the same weights at any world size."""
     values = {
         "name": "tiny",
         "dataset": url,
-        "model": {"dim": 8, "max_length": L, "positions": "end"},
-        "sparse": {"backend": "torch" if ranks.world_size == 1 else "torchrec", "init_std": 1.0},
+        "model": {"dim": 8, "max_length": L, "backbone": {"positions": "end"}},
+        "sparse": {"backend": "torch" if context.world_size == 1 else "torchrec", "init_std": 1.0},
         "evaluation": {"batch_size": 16, "cold_max_frequency": COLD},
     }
-    system = build_system(Config.model_validate(values), "pretrain", ranks)
-    system.tables.initialise(seed=3, std=1.0)
-    system.pad.eval()
-    return system
+    runtime = build_runtime(stage_of(Config.model_validate(values), "pretrain"), context)
+    runtime.tables.initialise(seed=3, std=1.0)
+    runtime.model.eval()
+    return runtime
 
 
-def results(urls: list[str], ranks: Ranks) -> Results:
-    """Metrics, and on the first rank the list of every user's rank, frequency and bin beside them."""
-    found = {}
+def results(urls: list[str], context: DistributedContext) -> Results:
+    """Metrics, and on the first rank the target rank, frequency and bin of every user beside them."""
+    by_dataset = {}
     for url in urls:
-        system = system_of(url, ranks)
+        runtime = runtime_of(url, context)
         for split in SPLITS:
-            recorder = RankRecorder(SCORERS, system.dataset.users) if ranks.is_first else None
-            metrics = evaluate(system, system.pad, split, SCORERS, recorder)
+            recorder = TargetRankRecorder(SCORERS, runtime.dataset.users) if context.is_first else None
+            metrics = evaluate(runtime, runtime.model, split, SCORERS, recorder)
             users = recorder.result() if recorder else None
             for name in SCORERS if users else ():
-                columns = (users.ranks[name], users.frequency, users.bins)
+                columns = (users.by_scorer[name], users.frequency, users.bins)
                 metrics[name]["every user"] = [column.tolist() for column in columns]
-            found[f"{Path(url).name} {split}"] = metrics
-    return found
+            by_dataset[f"{Path(url).name} {split}"] = metrics
+    return by_dataset
 
 
-def without_users(found: Results) -> Results:
+def without_users(whole: Results) -> Results:
     """As ranks other than the first have it."""
     drop = lambda metrics: {key: value for key, value in metrics.items() if key != "every user"}  # noqa: E731
-    return {name: {scorer: drop(metrics) for scorer, metrics in by.items()} for name, by in found.items()}
+    return {name: {scorer: drop(metrics) for scorer, metrics in by.items()} for name, by in whole.items()}
 
 
 def results_on_ranks(urls: list[str], without_targets: str) -> tuple[Results, Results, str]:
     """With the catalogue in one block and in several, and what is said of a dataset without targets."""
     module.LOOKUP_ROWS = BLOCK
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
-    system = system_of(without_targets, ranks)
+    context = DistributedContext(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)  # type: ignore[arg-type]
+    runtime = runtime_of(without_targets, context)
     try:
-        evaluate(system, system.pad, "valid", SCORERS)
+        evaluate(runtime, runtime.model, "valid", SCORERS)
     except UserError as error:
-        one_block = results(urls, ranks)
+        one_block = results(urls, context)
         module.VECTOR_BYTES, module.USER_BYTES = FEW_BYTES
-        return one_block, results(urls, ranks), str(error)
+        return one_block, results(urls, context), str(error)
     return {}, {}, "evaluated"
 
 
-ALONE = Ranks(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+ALONE = DistributedContext(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def oracle(url: str, split: Split) -> dict[str, Metrics]:
-    """One user and one item at a time, from the weights of a system alone."""
-    system = system_of(url, ALONE)
-    frequency, bins = system.dataset.item_columns(0, ITEMS + 1)
-    vectors = system.pad.catalogue(system.rows(torch.arange(ITEMS + 1)))
+    """One user and one item at a time, from the weights alone."""
+    runtime = runtime_of(url, ALONE)
+    frequency, bins = runtime.dataset.item_columns(0, ITEMS + 1)
+    vectors = runtime.model.catalogue(runtime.rows(torch.arange(ITEMS + 1)))
     ranked: dict[str, list[tuple[int, float]]] = {name: [] for name in SCORERS}
-    for history, target in held_out(system.dataset, split):
-        context = torch.tensor(history[-L:])
-        (user,) = system.pad.encode(torch.arange(len(context)), torch.tensor([len(context)]), system.rows(context))
+    for history, target in held_out(runtime.dataset, split):
+        items = torch.tensor(history[-L:])
+        (user,) = runtime.model.encode(torch.arange(len(items)), torch.tensor([len(items)]), runtime.rows(items))
         for name in SCORERS:
             score = {
                 i: -math.inf if i in history else float(user @ vectors[i] if name == "id" else frequency[i])
@@ -119,9 +122,9 @@ def oracle(url: str, split: Split) -> dict[str, Metrics]:
                 if bins[i] > 0
             }
             others = [value for i, value in score.items() if i != target]
-            rank = math.inf if target in history else 1 + sum(value >= score[target] for value in others)
-            ranked[name].append((target, rank))
-    return {name: metrics_of(ranks, frequency, bins) for name, ranks in ranked.items()}
+            target_rank = math.inf if target in history else 1 + sum(value >= score[target] for value in others)
+            ranked[name].append((target, target_rank))
+    return {name: metrics_of(target_ranks, frequency, bins) for name, target_ranks in ranked.items()}
 
 
 def held_out(dataset: Dataset, split: Split) -> Iterator[tuple[list[int], int]]:
@@ -134,20 +137,28 @@ def held_out(dataset: Dataset, split: Split) -> Iterator[tuple[list[int], int]]:
                 yield items[:-1], items[-1]
 
 
-def metrics_of(ranks: list[tuple[int, float]], frequency: Any, bins: Any) -> Metrics:
+def metrics_of(target_ranks: list[tuple[int, float]], frequency: Any, bins: Any) -> Metrics:
     def means(part: list[float]) -> Metrics:
-        hits = [rank for rank in part if rank <= 10]
-        gain = sum(1 / math.log2(rank + 1) for rank in hits)
+        hits = [target_rank for target_rank in part if target_rank <= 10]
+        gain = sum(1 / math.log2(target_rank + 1) for target_rank in hits)
         users = max(1, len(part))
         return {"hr@10": len(hits) / users, "ndcg@10": pytest.approx(gain / users), "users": len(part)}
 
-    cold = means([rank for target, rank in ranks if frequency[target] <= COLD])
-    by_bin = [{"bin": b, **means([rank for target, rank in ranks if bins[target] == b])} for b in range(1, 11)]
+    cold = means([target_rank for target, target_rank in target_ranks if frequency[target] <= COLD])
+    by_bin = [
+        {"bin": b, **means([target_rank for target, target_rank in target_ranks if bins[target] == b])}
+        for b in range(1, 11)
+    ]
     whole = (
-        [min(rank, MOST) for _, rank in ranks],
-        *([int(of[target]) for target, _ in ranks] for of in (frequency, bins)),
+        [min(target_rank, MOST) for _, target_rank in target_ranks],
+        *([int(of[target]) for target, _ in target_ranks] for of in (frequency, bins)),
     )
-    return {**means([rank for _, rank in ranks]), "cold": cold, "by_bin": by_bin, "every user": list(whole)}
+    return {
+        **means([target_rank for _, target_rank in target_ranks]),
+        "cold": cold,
+        "by_bin": by_bin,
+        "every user": list(whole),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -175,15 +186,15 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experts_that_are_mixed_are_ranked_alone_and_together() -> None:
-    mixed = Pad(("aligned", "text"), ModelConfig(), 5, gate=None)
+    mixed = Recommender(("aligned", "text"), ModelConfig(), 5, DisentangleConfig(gate="none"))
     assert scorers_of(mixed) == ["aligned", "text", "mixture", "popularity"]
-    assert scorers_of(Pad(("id",), ModelConfig(), 0)) == ["id", "popularity"]
+    assert scorers_of(Recommender(("id",), ModelConfig(), 0)) == ["id", "popularity"]
 
 
 def test_one_rank_equals_the_oracle(urls: list[str]) -> None:
     expected = {f"{Path(url).name} {split}": oracle(url, split) for url in urls for split in SPLITS}
     assert results(urls, ALONE) == expected
-    assert all(0 < found["id"]["hr@10"] < 1 and found["id"]["cold"]["users"] for found in expected.values())
+    assert all(0 < one["id"]["hr@10"] < 1 and one["id"]["cold"]["users"] for one in expected.values())
 
 
 def test_any_ranks_and_blocks_equal_one(
@@ -191,7 +202,7 @@ def test_any_ranks_and_blocks_equal_one(
 ) -> None:
     alone = results(urls, ALONE)
     assert on_ranks[0][:2] == (alone, alone)
-    assert [found[:2] for found in on_ranks[1:]] == [(without_users(alone),) * 2] * (len(on_ranks) - 1)
+    assert [both for *both, _ in on_ranks[1:]] == [[without_users(alone)] * 2] * (len(on_ranks) - 1)
     for name, few in zip(("VECTOR_BYTES", "USER_BYTES"), FEW_BYTES, strict=True):
         monkeypatch.setattr(module, name, few)
     assert results(urls, ALONE) == alone
@@ -200,52 +211,52 @@ def test_any_ranks_and_blocks_equal_one(
 def test_vectors_are_made_once_in_one_block_and_else_twice_for_each_group_of_users(
     urls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    system = system_of(urls[0], ALONE)
+    runtime = runtime_of(urls[0], ALONE)
     asked: list[Tensor] = []
-    catalogue = Pad.catalogue
+    catalogue = Recommender.catalogue
     monkeypatch.setattr(
-        Pad, "catalogue", lambda self, rows, **kw: asked.append(rows["bin"]) or catalogue(self, rows, **kw)
+        Recommender, "catalogue", lambda self, rows, **kw: asked.append(rows["bin"]) or catalogue(self, rows, **kw)
     )
-    evaluate(system, system.pad, "valid", ["id"])
+    evaluate(runtime, runtime.model, "valid", ["id"])
     assert sum(map(len, asked)) == ITEMS
     asked.clear()
     monkeypatch.setattr(module, "VECTOR_BYTES", FEW_BYTES[0])
-    evaluate(system, system.pad, "valid", ["id"])
+    evaluate(runtime, runtime.model, "valid", ["id"])
     assert sum(map(len, asked)) == 2 * ITEMS and max(map(len, asked)) <= BLOCK
     asked.clear()
     monkeypatch.setattr(module, "USER_BYTES", FEW_BYTES[1])
-    evaluate(system, system.pad, "valid", ["id"])
+    evaluate(runtime, runtime.model, "valid", ["id"])
     assert 2 * 2 * ITEMS <= sum(map(len, asked)) <= 2 * 4 * ITEMS
 
 
 def test_only_users_with_a_target_count(urls: list[str]) -> None:
     for url in urls:
-        system = system_of(url, ALONE)
+        runtime = runtime_of(url, ALONE)
         for split in SPLITS:
-            users = len(list(held_out(system.dataset, split)))
+            users = len(list(held_out(runtime.dataset, split)))
             assert (users == 61) is ("leave-one-out" in url)
-            assert evaluate(system, system.pad, split, ["popularity"])["popularity"]["users"] == users > 0
+            assert evaluate(runtime, runtime.model, split, ["popularity"])["popularity"]["users"] == users > 0
 
 
 def test_a_split_without_any_target_is_refused_on_every_rank(
     without_targets: str, on_ranks: list[tuple[Results, Results, str]]
 ) -> None:
-    system = system_of(without_targets, ALONE)
+    runtime = runtime_of(without_targets, ALONE)
     with pytest.raises(UserError, match=r"no user has a valid target, .*: change data\.split") as refusal:
-        evaluate(system, system.pad, "valid", SCORERS)
+        evaluate(runtime, runtime.model, "valid", SCORERS)
     assert [message for *_, message in on_ranks] == [str(refusal.value)] * len(on_ranks)
     assert "\n" not in str(refusal.value)
-    assert evaluate(system, system.pad, "test", SCORERS)["id"]["users"] == 20
+    assert evaluate(runtime, runtime.model, "test", SCORERS)["id"]["users"] == 20
 
 
 def test_items_are_read_once_for_all_validations(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    system = system_of(urls[0], ALONE)
+    runtime = runtime_of(urls[0], ALONE)
     read: list[str] = []
     whole = Dataset._read
     monkeypatch.setattr(
         Dataset, "_read", lambda self, entry, columns: read.append(entry.path) or whole(self, entry, columns)
     )
     for _ in range(2):
-        evaluate(system, system.pad, "valid", SCORERS)
+        evaluate(runtime, runtime.model, "valid", SCORERS)
     assert not [path for path in read if path.startswith("items/")]
     assert [path for path in read if path.startswith("sequences/")]

@@ -25,6 +25,8 @@ from pad_dist.evaluation.ranking import (
 )
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 Case = tuple[Tensor, Tensor, list[list[int]], Tensor, Tensor]
 BROKEN = "the model gives NaN or infinite scores: lower the learning rate and train again"
 SHAPES = [(1, 12, 2), (7, 30, 3), (23, 101, 4), (64, 40, 1)]
@@ -42,22 +44,20 @@ def case(users: int, items: int, dim: int, seed: int) -> Case:
     candidates = (torch.randperm(items, generator=generator)[: max(1, 4 * items // 5)] + 1).sort().values
     targets = candidates[torch.randint(len(candidates), (users,), generator=generator)]
     sizes = torch.randint(1, 9, (users,), generator=generator).tolist()
-    history = [candidates[torch.randint(len(candidates), (size,), generator=generator)].tolist() for size in sizes]
+    history = [candidates[torch.randint(len(candidates), (n,), generator=generator)].tolist() for n in sizes]
     return queries, targets, history, vectors, candidates
 
 
-def oracle(
-    queries: Tensor, targets: Tensor, history: list[list[int]], vectors: Tensor, candidates: Tensor
-) -> list[int]:
-    ranks = []
+def oracle(queries: Tensor, targets: Tensor, history: list[list[int]], vectors: Tensor, items: Tensor) -> list[int]:
+    target_ranks = []
     for query, target, seen in zip(queries, targets.tolist(), history, strict=True):
         if target in seen:
-            ranks.append(MISSED)
+            target_ranks.append(MISSED)
             continue
-        score = {i: -math.inf if i in seen else float(query @ vectors[i]) for i in candidates.tolist()}
+        score = {i: -math.inf if i in seen else float(query @ vectors[i]) for i in items.tolist()}
         others = [value for i, value in score.items() if i != target]
-        ranks.append(1 + sum(v > score[target] for v in others) + sum(v == score[target] for v in others))
-    return ranks
+        target_ranks.append(1 + sum(v > score[target] for v in others) + sum(v == score[target] for v in others))
+    return target_ranks
 
 
 def rank_all(
@@ -69,18 +69,18 @@ def rank_all(
     score_bytes: int = 1 << 28,
     blocks: int = 1,
 ) -> list[int]:
-    """Ranks with these users and candidates (vectors [items + 1, D] of all items) of this rank, cut into blocks."""
+    """Target ranks of these users among candidates (vectors [items + 1, D] are those of all items), cut into blocks."""
     flat = torch.tensor([i for seen in history for i in seen], dtype=torch.int64)
     lengths = torch.tensor([len(seen) for seen in history], dtype=torch.int64)
     users = Users(*map(gather_rows, (queries, targets, flat, lengths)))
-    found = candidates_of(items, vectors, blocks)
+    candidates = candidates_of(items, vectors, blocks)
     order = users.targets.argsort(stable=True)
     if blocks > 1:
         users = reordered(users, users.targets.argsort(stable=True))
-    ranks = rank_targets({"id": users.vectors}, users, found, score_bytes=score_bytes)["id"]
+    target_ranks = rank_targets({"id": users.vectors}, users, candidates, score_bytes=score_bytes)["id"]
     if blocks > 1:
-        ranks = ranks[order.argsort()]
-    return ranks.tolist()
+        target_ranks = target_ranks[order.argsort()]
+    return target_ranks.tolist()
 
 
 def candidates_of(items: Tensor, vectors: Tensor, blocks: int) -> Candidates:
@@ -117,11 +117,11 @@ def test_what_is_no_candidate_counts_for_nothing_wherever_it_stands(place: str) 
     candidates = torch.tensor([i for i in range(1, 13) if i != out])
     targets, history = candidates.clone(), [[int(i)] for i in candidates.roll(1)]
     for blocks in (1, 4):
-        found = rank_all(torch.ones(11, 1), targets, history, candidates, torch.ones(13, 1), blocks=blocks)
-        assert found == [10] * 11
+        results = rank_all(torch.ones(11, 1), targets, history, candidates, torch.ones(13, 1), blocks=blocks)
+        assert results == [10] * 11
         # An event of an item that is no candidate any more masks nobody else.
-        found = rank_all(torch.ones(1, 1), targets[:1], [[out]], candidates, torch.ones(13, 1), blocks=blocks)
-        assert found == [11]
+        results = rank_all(torch.ones(1, 1), targets[:1], [[out]], candidates, torch.ones(13, 1), blocks=blocks)
+        assert results == [11]
 
 
 CUTS = {"even": (0.5, 0.5), "a rank without items": (0.0, 0.2), "a rank without users": (0.9, 1.0)}
@@ -132,7 +132,7 @@ BLOCKS = (1, 5, 30)
 
 def everything_on_ranks() -> dict[str, Any]:
     """One launch for all distributed checks: starting processes is what takes the time."""
-    found = {
+    results = {
         f"{name} {blocks}": [rank_share(seed, *cuts, blocks) for seed in range(len(SHAPES))]
         for name, cuts in CUTS.items()
         for blocks in BLOCKS
@@ -144,7 +144,7 @@ def everything_on_ranks() -> dict[str, Any]:
         for name, cuts in CUTS.items()
         for blocks in BLOCKS
     }
-    return found | ties | broken | partitions | {"gathered": gathered_columns()}
+    return results | ties | broken | partitions | {"gathered": gathered_columns()}
 
 
 def own_part(count: int, cut: int) -> slice:
@@ -202,11 +202,11 @@ def gathered_columns() -> list[list[Any]]:
     columns = torch.stack([torch.arange(5) * 10, torch.arange(5) + 1], dim=1)
     own = own_part(5, 3)
     parts = [column[own] for column in columns.unbind(1)]
-    found = []
+    results = []
     for wanted in [[[4, 0, 1], [2], []], [[], [3], []], [[], [], []]]:
         items = gather_rows(torch.tensor(wanted[dist.get_rank()], dtype=torch.int64))
-        found.append([items.tolist(), lookup_columns(items, parts, own.start).tolist()])
-    return found
+        results.append([items.tolist(), lookup_columns(items, parts, own.start).tolist()])
+    return results
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -218,7 +218,7 @@ def on_ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("cut", CUTS)
 def test_any_ranks_and_blocks_equal_the_oracle(on_ranks: list[dict[str, Any]], cut: str, blocks: int) -> None:
     expected = [oracle(*case(*shape, seed)) for seed, shape in enumerate(SHAPES)]
-    assert [found[f"{cut} {blocks}"] for found in on_ranks] == [expected] * len(on_ranks)
+    assert [results[f"{cut} {blocks}"] for results in on_ranks] == [expected] * len(on_ranks)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
@@ -228,8 +228,8 @@ def test_log_partitions_are_over_the_candidates_of_all_ranks(
 ) -> None:
     queries, _, _, vectors, candidates = case(23, 101, 4, 2)
     expected = (9 * queries @ vectors[candidates].T).double().logsumexp(1).tolist()
-    for found in on_ranks:
-        assert found[f"partitions {cut} {blocks}"] == pytest.approx(expected, rel=1e-6)
+    for results in on_ranks:
+        assert results[f"partitions {cut} {blocks}"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS[:2])
@@ -237,25 +237,25 @@ def test_equal_items_tie_across_slices_and_blocks_of_different_width(
     on_ranks: list[dict[str, Any]], blocks: int
 ) -> None:
     expected = [[items] * users for _, items, _, users in TIED_SLICES]
-    assert [found[f"ties {blocks}"] for found in on_ranks] == [expected] * len(on_ranks)
+    assert [results[f"ties {blocks}"] for results in on_ranks] == [expected] * len(on_ranks)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_a_broken_slice_stops_every_rank(on_ranks: list[dict[str, Any]], blocks: int) -> None:
-    assert [found[f"broken {blocks}"] for found in on_ranks] == [BROKEN] * len(on_ranks)
+    assert [results[f"broken {blocks}"] for results in on_ranks] == [BROKEN] * len(on_ranks)
 
 
 def test_rows_and_columns_of_uneven_ranks_come_together(on_ranks: list[dict[str, Any]]) -> None:
     expected = [[[4, 0, 1, 2], [[40, 5], [0, 1], [10, 2], [20, 3]]], [[3], [[30, 4]]], [[], []]]
-    assert [found["gathered"] for found in on_ranks] == [expected] * len(on_ranks)
+    assert [results["gathered"] for results in on_ranks] == [expected] * len(on_ranks)
 
 
 def test_a_constant_scorer_never_hits() -> None:
     queries, targets, _, vectors, candidates = case(23, 101, 4, 0)
-    ranks = rank_all(queries, targets, [[]] * 23, candidates, torch.ones_like(vectors))
-    assert ranks == [len(candidates)] * 23
+    target_ranks = rank_all(queries, targets, [[]] * 23, candidates, torch.ones_like(vectors))
+    assert target_ranks == [len(candidates)] * 23
     none = torch.ones(23, dtype=torch.int64)
-    assert summarize(rank_counts(torch.tensor(ranks), none, none, 5))["hr@10"] == 0
+    assert summarize(rank_counts(torch.tensor(target_ranks), none, none, 5))["hr@10"] == 0
 
 
 @pytest.mark.parametrize("users", [1, 5])
@@ -276,10 +276,10 @@ def test_a_target_that_the_history_holds_is_a_miss_in_a_catalogue_of_any_size(it
     vectors = torch.arange(items + 1.0)[:, None]
     query, target = torch.ones(1, 1), torch.tensor([items])
     assert rank_all(query, target, [[items - 1]], *every_item(vectors)) == [1]
-    ranks = rank_all(query, target, [[1, items]], *every_item(vectors))
-    assert ranks == [MISSED]
+    target_ranks = rank_all(query, target, [[1, items]], *every_item(vectors))
+    assert target_ranks == [MISSED]
     one = torch.ones(1, dtype=torch.int64)
-    metrics = summarize(rank_counts(torch.tensor(ranks), one, one, 5))
+    metrics = summarize(rank_counts(torch.tensor(target_ranks), one, one, 5))
     assert (metrics["users"], metrics["hr@10"], metrics["ndcg@10"]) == (1, 0.0, 0.0)
 
 

@@ -13,9 +13,11 @@ from pad_dist.evaluation.report import bin_table, build_report, report_table, wr
 
 def splits(hits: int) -> dict[str, Any]:
     """Of 8 users, `hits` are ranked first in valid and one fewer in test; half the users are cold, in bin 10."""
-    ranks = {"valid": [1] * hits + [99] * (8 - hits), "test": [1] * (hits - 1) + [99] * (9 - hits)}
+    target_ranks = {"valid": [1] * hits + [99] * (8 - hits), "test": [1] * (hits - 1) + [99] * (9 - hits)}
     frequency, bins = torch.tensor([0, 50] * 4), torch.tensor([10, 2] * 4)
-    return {name: summarize(rank_counts(torch.tensor(values), frequency, bins, 5)) for name, values in ranks.items()}
+    return {
+        name: summarize(rank_counts(torch.tensor(values), frequency, bins, 5)) for name, values in target_ranks.items()
+    }
 
 
 @pytest.fixture
@@ -45,10 +47,10 @@ def row(lines: list[str], name: str) -> list[str]:
 
 def test_the_file_has_the_published_structure(report: dict[str, Any], tmp_path: Path) -> None:
     write_report(str(tmp_path), report)
-    found = json.loads((tmp_path / "report.json").read_text())
-    assert found == report
-    assert {"dataset", "method", "stages", "timings_s", "environment"} <= set(found)
-    metrics = found["stages"]["disentangle"]["test"]
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written == report
+    assert {"dataset", "method", "stages", "timings_s", "environment"} <= set(written)
+    metrics = written["stages"]["disentangle"]["test"]
     assert set(metrics) == {"hr@10", "ndcg@10", "users", "cold", "by_bin"}
     assert set(metrics["cold"]) == {"hr@10", "ndcg@10", "users"}
     assert all(set(entry) == {"bin", "users", "hr@10", "ndcg@10"} for entry in metrics["by_bin"])

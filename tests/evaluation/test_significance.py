@@ -20,13 +20,13 @@ def test_interval_and_p_are_those_of_the_normal_limit(seed: int) -> None:
     a = np.where(rng.random(4000) < 0.9, b, rng.random(4000) < 0.14)
     d = a.astype(float) - b
     se = d.std() / math.sqrt(len(d))
-    found = paired_bootstrap(a, b, resamples=40_000, seed=seed)
-    assert found.difference == pytest.approx(d.mean()) and found.users == 4000
-    assert found.relative == pytest.approx(d.mean() / b.mean())
-    assert found.low == pytest.approx(d.mean() - 1.96 * se, abs=0.08 * se)
-    assert found.high == pytest.approx(d.mean() + 1.96 * se, abs=0.08 * se)
+    comparison = paired_bootstrap(a, b, resamples=40_000, seed=seed)
+    assert comparison.difference == pytest.approx(d.mean()) and comparison.users == 4000
+    assert comparison.relative == pytest.approx(d.mean() / b.mean())
+    assert comparison.low == pytest.approx(d.mean() - 1.96 * se, abs=0.08 * se)
+    assert comparison.high == pytest.approx(d.mean() + 1.96 * se, abs=0.08 * se)
     # Differences are whole numbers of users: half of one is the continuity correction.
-    assert found.p == pytest.approx(normal_p((abs(d.mean()) - 0.5 / len(d)) / se), abs=0.01)
+    assert comparison.p == pytest.approx(normal_p((abs(d.mean()) - 0.5 / len(d)) / se), abs=0.01)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -51,12 +51,12 @@ def test_of_equal_methods_one_in_twenty_looks_better_by_chance() -> None:
 def test_seeds_are_averaged_first_and_any_sign_counts() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.random((3, 500)) < 0.3, rng.random((2, 500)) < 0.2
-    found = paired_bootstrap(a, b)
-    assert found == paired_bootstrap(a.mean(axis=0), b.mean(axis=0))
+    comparison = paired_bootstrap(a, b)
+    assert comparison == paired_bootstrap(a.mean(axis=0), b.mean(axis=0))
     back = paired_bootstrap(b, a)
-    assert back.difference == -found.difference
-    assert back.p == pytest.approx(found.p, abs=0.01)
-    assert (back.low, back.high) == pytest.approx((-found.high, -found.low), abs=0.003)
+    assert back.difference == -comparison.difference
+    assert back.p == pytest.approx(comparison.p, abs=0.01)
+    assert (back.low, back.high) == pytest.approx((-comparison.high, -comparison.low), abs=0.003)
 
 
 def test_the_same_seed_gives_the_same_and_memory_is_bounded_alike(monkeypatch: pytest.MonkeyPatch) -> None:

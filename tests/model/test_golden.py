@@ -1,4 +1,4 @@
-"""Equality with the authors' implementation on a tiny model (METHOD, golden/), to 1e-5 relative."""
+"""Equality with the authors' implementation on a tiny model (arXiv 2412.04107), to 1e-5 relative."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pad_dist.config import ExpertName, ModelConfig
+from pad_dist.config import DisentangleConfig, ExpertName, ModelConfig
 from pad_dist.data.batches import Batch, Rows
-from pad_dist.model.pad import Output, Pad
-from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import bce_sum
+from pad_dist.model.recommender import Output, Recommender
+from pad_dist.objectives.alignments.mk_mmd import mk_mmd
+from pad_dist.objectives.losses.bce import bce_sum
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CONFIG = ModelConfig(
-    dim=16, blocks=2, heads=2, max_length=6, dropout=0.1, norm="post", positions="end",
-    projector_layers=4, projector_activation=True, fusion="concat",
-    gate_init="ramps",
-)  # fmt: skip
+CONFIG = ModelConfig.model_validate(
+    {
+        "dim": 16,
+        "max_length": 6,
+        "dropout": 0.1,
+        "backbone": {"kind": "sasrec", "blocks": 2, "heads": 2, "norm": "post", "positions": "end"},
+        "projector": {"layers": 4, "activation": True},
+        "aligned": {"fusion": "concat"},
+    }
+)
+MIXTURE = DisentangleConfig(gate_init="ramps")
 GAMMA = 0.2
 THREE: tuple[ExpertName, ...] = ("id", "aligned", "text")
 TABLES = {"id": "id_embedding.weight", "aligned": "other_embedding.weight"}
@@ -60,15 +66,15 @@ class Golden:
     def __init__(self, stage: str, experts: tuple[ExpertName, ...]) -> None:
         self.arrays: dict[str, NDArray[np.generic]] = dict(np.load(GOLDEN / f"{stage}.npz"))
         self.experts = experts
-        self.pad = Pad(experts, CONFIG, text_dim=12).double().eval()
+        self.model = Recommender(experts, CONFIG, 12, MIXTURE).double().eval()
         known = [name.removeprefix("param/") for name in self.arrays if name.startswith("param/")]
-        self.names = {our_name(name): name for name in known if our_name(name) in self.pad.state_dict()}
+        self.names = {our_name(name): name for name in known if our_name(name) in self.model.state_dict()}
         state = {ours: self.tensor(f"param/{theirs}") for ours, theirs in self.names.items()}
-        if self.pad.gate:
+        if self.model.gate:
             logits = [self.tensor(f"param/{name}") for name in ("alpha", "alpha2", "alpha3")]
-            torch.testing.assert_close(self.pad.gate.logits, torch.stack(logits, 1), rtol=0, atol=1e-6)
+            torch.testing.assert_close(self.model.gate.logits, torch.stack(logits, 1), rtol=0, atol=1e-6)
             state["gate.logits"] = torch.stack(logits, 1)
-        self.pad.load_state_dict(state)  # strict: every weight of ours has a golden one
+        self.model.load_state_dict(state)  # strict: every weight of ours has a golden one
         self.tables = {n: self.tensor(f"param/{TABLES[n]}").requires_grad_() for n in experts if n in TABLES}
         self.batch = self._batch()
 
@@ -81,7 +87,7 @@ class Golden:
         return rows | {"text": self.tensor("text_table")[items], "bin": self.tensor("item_bin")[items]}
 
     def run(self) -> tuple[Output, Tensor]:
-        output = self.pad(self.batch, self.rows(self.batch.items))
+        output = self.model(self.batch, self.rows(self.batch.items))
         loss = bce_sum(*output.mixture(), self.batch) / self.batch.positions
         if output.projected is not None and output.anchored is not None and self.experts == ("aligned",):
             loss = loss + GAMMA * mk_mmd(output.projected, output.anchored, self.batch.occurrences)
@@ -125,11 +131,11 @@ def test_loss(golden: Golden) -> None:
 
 def test_every_gradient(golden: Golden) -> None:
     golden.run()[1].backward()
-    parameters: dict[str, nn.Parameter] = dict(golden.pad.named_parameters())
+    parameters: dict[str, nn.Parameter] = dict(golden.model.named_parameters())
     ours = {theirs: parameters[name].grad for name, theirs in golden.names.items()}
     ours |= {TABLES[name]: table.grad for name, table in golden.tables.items()}
-    if golden.pad.gate:
-        gate = golden.pad.gate.logits.grad
+    if golden.model.gate:
+        gate = golden.model.gate.logits.grad
         assert gate is not None
         ours |= {"alpha": gate[:, 0], "alpha2": gate[:, 1], "alpha3": gate[:, 2]}
     assert set(ours) == {name.removeprefix("grad/") for name in golden.arrays if name.startswith("grad/")}
@@ -147,22 +153,22 @@ def test_padding_row_of_a_table_gets_no_gradient(golden: Golden) -> None:
 def test_scores_of_the_whole_catalogue(golden: Golden) -> None:
     contexts = golden.tensor("positives")[:, 1:]
     items, inputs = contexts[contexts > 0].unique(return_inverse=True)
-    users = golden.pad.encode(inputs, (contexts > 0).sum(1), golden.rows(items))
-    catalogue = golden.pad.catalogue(golden.rows(torch.arange(41)))
+    users = golden.model.encode(inputs, (contexts > 0).sum(1), golden.rows(items))
+    catalogue = golden.model.catalogue(golden.rows(torch.arange(41)))
     assert_equal(users @ catalogue.T, golden.tensor("scores"), "scores")
 
 
 @torch.no_grad()
 def test_aligned_item_vectors() -> None:
     golden = Golden("align", ("aligned",))
-    vectors = golden.pad.catalogue(golden.rows(torch.arange(41)))
+    vectors = golden.model.catalogue(golden.rows(torch.arange(41)))
     assert_equal(vectors, golden.tensor("item_vectors"), "item_vectors")
 
 
 @torch.no_grad()
 def test_gate_weights() -> None:
     golden = Golden("disentangle", THREE)
-    assert golden.pad.gate
-    weights = golden.pad.gate({"bin": golden.tensor("item_bin")})[0]
+    assert golden.model.gate
+    weights = golden.model.gate({"bin": golden.tensor("item_bin")})[0]
     for m, name in enumerate(("gate_id", "gate_aligned", "gate_text")):
         assert_equal(weights[:, m], golden.tensor(name), name)

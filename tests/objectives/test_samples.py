@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pad_dist.objectives.samples import once
-from tests.objectives.alignment_worker import LOSSES, cases, shares, solve
+from tests.objectives.alignments.alignment_worker import LOSSES, cases, shares, solve
 from tests.support.ranks import run_ranks
 
 

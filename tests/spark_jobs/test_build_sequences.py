@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pad_dist.data import versions
-from pad_dist.data.manifest import read_manifest, verify_file
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import read_manifest, verify_file
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import (
     SHARDS,
@@ -23,6 +23,8 @@ from tests.support.events import (
     read_sequences,
     write_inputs,
 )
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,11 +11,13 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config
-from pad_dist.data import versions
-from pad_dist.data.dataset import Dataset
+from pad_dist.dataset import versions
+from pad_dist.dataset.reader import Dataset
 from pad_dist.errors import UserError
 from spark_jobs.build_sequences import build_sequences, main
 from tests.support.events import CATALOGUE, Event, by_key, config_for, random_events, read_items, write_inputs
+
+pytestmark = pytest.mark.slow
 
 HEADER = "user,item,time,rating"
 

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import pytest
 from pyspark.sql import SparkSession
 
 from benchmarks.etl_cluster import on_cluster, run_with_a_worker_killed
@@ -10,6 +11,8 @@ from benchmarks.support.builds import checked
 from benchmarks.support.cluster import standalone_cluster
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import config_for, random_events, write_inputs
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_cluster_with_a_worker_killed_gives_the_content_of_local_mode(spark: SparkSession, tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config, TextConfig
-from pad_dist.config_file import parse_config
-from pad_dist.data.manifest import Manifest
-from pad_dist.data.text_table import has_text, manifest_url, read_text_rows, text_manifest
+from pad_dist.config.load import parse_config
+from pad_dist.dataset.manifest import Manifest
+from pad_dist.dataset.text_table import has_text, manifest_url, read_text_rows, text_manifest
 from pad_dist.errors import UserError
 from spark_jobs.embed_items import embed_items, main
 from spark_jobs.text_encoder import Encoder
 from tests.support.item_files import publish_items
+
+pytestmark = pytest.mark.slow
 
 TEXTS = [
     f"{brand} {kind}" for kind in ("Coffee", "Dog Treats", "Shampoo for Kids") for brand in ["Alpha", "Beta", "Gamma"]

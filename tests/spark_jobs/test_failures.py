@@ -18,13 +18,15 @@ import yaml
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config
-from pad_dist.data import versions
-from pad_dist.data.dataset import Dataset
+from pad_dist.dataset import versions
+from pad_dist.dataset.reader import Dataset
 from pad_dist.errors import UserError
 from spark_jobs import build_sequences as module
 from spark_jobs.build_sequences import build_sequences
 from tests.support import failing_store
 from tests.support.events import config_for, random_events, write_inputs
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EVENTS = random_events(random.Random(1))

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pad_dist.data.lineage import input_files
+from pad_dist.dataset.lineage import input_files
 from pad_dist.errors import UserError
 from spark_jobs.inputs import read_events, read_keys
 from tests.support.inputs import ROWS, as_csv, as_json, as_table, events_at, events_of, items_at, reasons_of, texts_of
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_format_gives_the_same_rows(spark: SparkSession, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pad_dist.config_file import parse_config
-from pad_dist.data.lineage import input_files
+from pad_dist.config.load import parse_config
+from pad_dist.dataset.lineage import input_files
 from pad_dist.errors import UserError
 from spark_jobs.inputs import check_rejected, read_catalogue, read_events, set_aside
 from tests.support.inputs import as_csv, as_json, as_table, events_at, events_of, items_at, texts_of
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_missing_file_lists_its_folder(spark: SparkSession, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from urllib3.exceptions import ProtocolError
 from pad_dist.errors import UserError
 from spark_jobs.job import stop_tasks, task_errors
 
+pytestmark = pytest.mark.slow
+
 Task = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 

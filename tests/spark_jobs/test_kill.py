@@ -8,9 +8,11 @@ from pyspark.sql import SparkSession
 
 from benchmarks.etl_kill import Moment, survived
 from benchmarks.support.builds import checked, fresh_copy
-from pad_dist.data import versions
+from pad_dist.dataset import versions
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import config_for, random_events, write_inputs
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import pytest
 from pyspark.sql import SparkSession
 
-from pad_dist.config_file import load_config
+from pad_dist.config.load import load_config
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import by_key
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = Path(__file__).parent / "samples"
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -8,8 +8,8 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from pad_dist.config import DataConfig
-from pad_dist.config_file import load_config
-from pad_dist.data.lineage import input_files
+from pad_dist.config.load import load_config
+from pad_dist.dataset.lineage import input_files
 from spark_jobs.inputs import read_catalogue, read_events
 
 SAMPLES = Path(__file__).parent / "samples"

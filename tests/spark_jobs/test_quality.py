@@ -13,10 +13,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pad_dist import storage
-from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
-from pad_dist.data.quality import ItemKind, Measures, Turnover, build_drift, build_quality
+from pad_dist.dataset.manifest import FileEntry, Manifest, write_manifest
+from pad_dist.dataset.quality import ItemKind, Measures, Turnover, build_drift, build_quality
 from spark_jobs.quality import SAMPLE_CHARACTERS, SAMPLES, write_quality
 from spark_jobs.shards import ITEMS
+
+pytestmark = pytest.mark.slow
 
 SEQUENCES = pa.schema(
     [("user_key", pa.string()), ("items", pa.list_(pa.int64())), ("valid", pa.int32()), ("test", pa.int32())]

@@ -13,10 +13,12 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config, SplitConfig
-from pad_dist.config_file import load_config
-from pad_dist.data.manifest import Manifest
+from pad_dist.config.load import load_config
+from pad_dist.dataset.manifest import Manifest
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import by_key
+
+pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -96,7 +98,7 @@ def test_a_real_set_has_its_published_counts(spark: SparkSession, tmp_path: Path
     check_published(name, manifest, sequences, raw_histories(config))
     places = [(row["train"], row["valid"], row["test"]) for row in sequences]
     assert places == [(n - 2, n - 2, n - 1) for n in (len(row["items"]) for row in sequences)]
-    if name == "prime_pantry":  # the cuts of METHOD
+    if name == "prime_pantry":  # the ends of the bins, docs/method.md, "Data and split"
         assert manifest.parameters["bin_cuts"] == [0, 35, 100, 205, 361, 585, 898, 1357, 2074, 3348, 8347]
 
 

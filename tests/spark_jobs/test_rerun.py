@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pad_dist.config import DataConfig
-from pad_dist.data.lineage import settings_of
-from pad_dist.data.manifest import Manifest
+from pad_dist.dataset.lineage import settings_of
+from pad_dist.dataset.manifest import Manifest
 from pad_dist.errors import UserError
 from spark_jobs.rerun import plan
 

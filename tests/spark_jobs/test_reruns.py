@@ -11,9 +11,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pad_dist.config import Config
-from pad_dist.data import versions
-from pad_dist.data.dataset import Dataset
-from pad_dist.data.manifest import Manifest, read_manifest
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import Manifest, read_manifest
+from pad_dist.dataset.reader import Dataset
 from pad_dist.errors import UserError
 from spark_jobs.build_sequences import build_sequences
 from tests.support.events import (
@@ -26,6 +26,8 @@ from tests.support.events import (
     read_items,
     write_inputs,
 )
+
+pytestmark = pytest.mark.slow
 
 
 def write_events(folder: Path, name: str, events: Sequence[Event]) -> None:

@@ -12,6 +12,8 @@ from pad_dist.config import DataConfig
 from pad_dist.errors import UserError
 from spark_jobs.session import require_java, spark_session
 
+pytestmark = pytest.mark.slow
+
 
 def fake_java(home: Path, version: str) -> None:
     java = home / "bin" / "java"

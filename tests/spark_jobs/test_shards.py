@@ -39,7 +39,7 @@ def test_row_groups_hold_a_fixed_number_of_rows_or_events(
 
 
 def test_counts_of_items_survive_compaction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_HELD_COUNTS", 10)
+    monkeypatch.setattr(shards, "_MAX_BACKLOG", 10)
     rng = np.random.default_rng(0)
     counts, seen = shards._ItemCounts(), []
     assert counts.table().num_rows == 0

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
 from benchmarks.support.builds import checked, run_build
 from benchmarks.support.inputs import config_of, skewed
-from pad_dist.data import versions
+from pad_dist.dataset import versions
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 

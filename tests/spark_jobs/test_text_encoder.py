@@ -16,6 +16,8 @@ from pad_dist.config import TextConfig
 from pad_dist.errors import UserError
 from spark_jobs.text_encoder import Encoder, load_encoder, model_revision
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["one", "two", "three", "four", "five", "six"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pad_dist.config import TextConfig
-from pad_dist.data.manifest import verify_file
+from pad_dist.dataset.manifest import verify_file
 from pad_dist.errors import UserError
 from spark_jobs import text_shards
 from spark_jobs.text_encoder import Encoder, load_encoder, model_revision

@@ -1,4 +1,4 @@
-"""Makes large tables and prints: variant, bytes by which the process's high-water mark grew, bytes of all parts."""
+"""Makes large tables and prints: variant, bytes by which the process's high-water mark grew, bytes of all shards."""
 
 import gc
 import re
@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from pad_dist.config import SparseConfig
-from pad_dist.sparse.tables import TableSpec, build_tables
+from pad_dist.sparse.build import build_tables
+from pad_dist.sparse.spec import TableSpec
 
 VARIANTS = (("row_wise", "rowwise_adagrad", "fp32"), ("grid", "adagrad", "fp16"))
 CPU = torch.device("cpu")
@@ -19,7 +20,7 @@ def train(config: SparseConfig, rows: int) -> int:
     tables = build_tables(TableSpec(("id", "aligned"), rows, 64, lr=0.1, weight_decay=0.0), config, CPU, 1)
     tables.initialise(seed=1, std=0.1)
     sum(rows.sum() for rows in tables.lookup(torch.arange(min(rows, 1000))).values()).backward()
-    return sum(part.tensor.nbytes for part in tables.parts())
+    return sum(shard.tensor.nbytes for shard in tables.shards())
 
 
 def peak() -> int:
@@ -33,8 +34,8 @@ if __name__ == "__main__":
         config = SparseConfig.model_validate({"sharding": sharding, "optimizer": optimizer, "precision": precision})
         train(config, 5000)  # what the engines need at first use
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # resets the mark
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = peak()
-        held = train(config, 300_000)
-        print(sharding, optimizer, precision, peak() - before, held)
+        size = train(config, 300_000)
+        print(sharding, optimizer, precision, peak() - before, size)
     dist.destroy_process_group()

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from pad_dist.config import HashedConfig, SparseConfig
 from pad_dist.data.order import rank_slice
+from pad_dist.sparse.build import build_tables
 from pad_dist.sparse.hashed import HashedTables
 from pad_dist.sparse.initial import normal_of_ids
-from pad_dist.sparse.tables import ADAGRAD_EPS, TableSpec, build_tables
+from pad_dist.sparse.spec import ADAGRAD_EPS, TableSpec
 from tests.sparse.id_map_worker import Oracle, stream
 
 STEPS, DIM, LR, SEED, STD = 15, 256, 0.1, 5, 0.5  # wide enough to be cut by columns

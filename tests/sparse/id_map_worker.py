@@ -63,9 +63,9 @@ def followed(seed: int) -> list[dict[str, Any]]:
             rows.append(dict(zip(ids.tolist(), given.tolist(), strict=True)))
             admitted.append(sorted(map(tuple, news.tolist())))
         every = np.unique(np.concatenate([drawn for drawn, _ in stream(seed)]))
-        before = {part.name: part.tensor.clone() for part in ids_of.parts("id")}
+        before = {shard.name: shard.tensor.clone() for shard in ids_of.shards("id")}
         last, none = ids_of.resolve(torch.from_numpy(every))
-        assert not len(none) and all(torch.equal(before[part.name], part.tensor) for part in ids_of.parts("id"))
+        assert not len(none) and all(torch.equal(before[shard.name], shard.tensor) for shard in ids_of.shards("id"))
         found.append({"rows": rows, "admitted": admitted, "last": last.tolist(), "counters": ids_of.counters()})
     return found
 

@@ -7,13 +7,14 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from pad_dist.checkpoint.files import best_checkpoint, load_first_rows
 from pad_dist.config import SparseConfig
+from pad_dist.distributed.context import DistributedContext
 from pad_dist.sparse import new_rows
+from pad_dist.sparse.build import build_tables
 from pad_dist.sparse.new_rows import NEIGHBOURS, fill_new_rows
 from pad_dist.sparse.row_shards import RowShards
-from pad_dist.sparse.tables import TableSpec, build_tables
-from pad_dist.training.checkpoint import best_checkpoint, load_first_rows
-from pad_dist.training.ranks import Ranks
+from pad_dist.sparse.spec import TableSpec
 from tests.support import checkpoints
 
 KNOWN, ROWS, DIM, TEXT_DIM = 700, 1001, 256, 6  # more new items than one block of queries
@@ -40,17 +41,17 @@ def save(directory: str, variant: str) -> None:
     """Save two tables of the known items."""
     tables = build_tables(_spec(KNOWN + 1), _config(variant), CPU, dist.get_world_size())
     tables.initialise(seed=3, std=0.5)
-    checkpoints.save(directory, 1, tables.parts(), _ranks())
+    checkpoints.save(directory, 1, tables.shards(), _context())
 
 
 def grown(directory: str, variant: str, in_use: int = KNOWN) -> dict[str, NDArray[np.float32]]:
     """Whole tables of all items: known rows from the checkpoint, new ones from their neighbours."""
     new_rows._KNOWN_VALUES = 128 * 256  # several blocks on any rank
     world_size = dist.get_world_size()
-    group = _ranks().group if world_size > 1 else None
+    group = _context().group if world_size > 1 else None
     tables = build_tables(_spec(ROWS), _config(variant), CPU, world_size)
-    for part in tables.weights():
-        part.tensor.fill_(torch.nan)
+    for shard in tables.weights():
+        shard.tensor.fill_(torch.nan)
     load_first_rows(best_checkpoint(directory, "the test"), tables.weights(), KNOWN + 1)
     text = RowShards(lambda start, stop: texts()[start:stop].astype(np.float32), ROWS, CPU, group)
     out_of_use = RowShards(lambda start, stop: bins(in_use)[start:stop, None], ROWS, CPU, group)
@@ -68,10 +69,10 @@ def expected(in_use: int = KNOWN) -> dict[str, NDArray[np.float32]]:
     cosines = np.round(vectors[KNOWN + 1 :] @ vectors[: KNOWN + 1].T, 8)
     usable = np.flatnonzero(bins(in_use)[: KNOWN + 1])
     found = {}
-    for part in whole.weights():
-        known = part.tensor
+    for shard in whole.weights():
+        known = shard.tensor
         near = [usable[np.lexsort((usable, -row[usable]))[:NEIGHBOURS]] for row in cosines]
-        found[part.name] = np.concatenate([known.numpy(), [known.numpy()[items].mean(0) for items in near]])
+        found[shard.name] = np.concatenate([known.numpy(), [known.numpy()[items].mean(0) for items in near]])
     return found
 
 
@@ -84,6 +85,6 @@ def _config(variant: str) -> SparseConfig:
     return SparseConfig.model_validate({"backend": backend, "sharding": sharding or "row_wise", "optimizer": "adagrad"})
 
 
-def _ranks() -> Ranks:
+def _context() -> DistributedContext:
     assert dist.group.WORLD is not None
-    return Ranks(dist.get_rank(), dist.get_world_size(), CPU, dist.group.WORLD)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), CPU, dist.group.WORLD)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pad_dist.checkpoint.files import best_checkpoint, load_shards
 from pad_dist.config import SparseConfig
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.sparse.build import build_tables
 from pad_dist.sparse.row_shards import RowShards
-from pad_dist.sparse.tables import Tables, TableSpec, build_tables
-from pad_dist.training.checkpoint import best_checkpoint, load_parts
-from pad_dist.training.ranks import Ranks
+from pad_dist.sparse.spec import Tables, TableSpec
 from tests.support.checkpoints import save
 
 ROWS, DIM, STEPS = 501, 256, 4  # wide enough to be cut by columns
@@ -40,8 +41,8 @@ def configs() -> list[SparseConfig]:
     ]
 
 
-def parts_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]]:
-    """Of each sharding and optimizer this rank's parts (name, offsets, shape, values) and the torch backend's."""
+def shards_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]]:
+    """Of each sharding and optimizer this rank's shards (name, offsets, shape, values) and the torch backend's."""
     found = {}
     for optimizer in ("rowwise_adagrad", "adagrad"):
         for sharding in SHARDINGS[:4]:
@@ -51,8 +52,8 @@ def parts_of_trained() -> dict[str, tuple[list[tuple[Any, ...]], dict[str, Any]]
                 whole = build_tables(_spec(), SparseConfig(optimizer=optimizer, backend="torch"), CPU, 1)
                 whole.initialise(seed=3, std=0.02)
                 _train_whole(whole)
-                parts = [(p.name, p.offsets, p.shape, p.tensor.numpy()) for p in tables.parts()]
-                found[f"{optimizer} {sharding}"] = (parts, {p.name: p.tensor.numpy() for p in whole.parts()})
+                shards = [(p.name, p.offsets, p.shape, p.tensor.numpy()) for p in tables.shards()]
+                found[f"{optimizer} {sharding}"] = (shards, {p.name: p.tensor.numpy() for p in whole.shards()})
     return found
 
 
@@ -68,7 +69,7 @@ def halves_are_rounded() -> bool:
             )
             for tables in (halves, singles):
                 tables.initialise(seed=3, std=0.02)
-            agree &= all(part.tensor.dtype == torch.float16 for part in halves.weights())
+            agree &= all(shard.tensor.dtype == torch.float16 for shard in halves.weights())
             with torch.no_grad():
                 pairs = zip(halves.lookup(items).values(), singles.lookup(items).values(), strict=True)
                 agree &= all(torch.equal(half, single.half().float()) for half, single in pairs)
@@ -102,10 +103,10 @@ def frozen_rows_agree() -> bool:
 
 
 def save_trained(directory: str) -> None:
-    """Train two tables and save them from these ranks; rank 0 leaves the whole tables beside."""
+    """Train two tables and save them from these ranks; rank 0 leaves the whole tables too."""
     tables = _tables(SparseConfig())
     _train(tables)
-    save(directory, 3, tables.parts(), _ranks())
+    save(directory, 3, tables.shards(), _context())
     rows = tables.lookup(torch.arange(ROWS))
     if dist.get_rank() == 0:
         torch.save({name: row.detach() for name, row in rows.items()}, Path(directory) / "expected.pt")
@@ -116,7 +117,7 @@ def loads_what_was_saved(directory: str) -> bool:
     expected = torch.load(Path(directory) / "expected.pt", weights_only=True)
     path = best_checkpoint(directory, "the test")
     tables = _tables(SparseConfig())
-    load_parts(path, [replace(part, name="id") for part in tables.weights()])
+    load_shards(path, [replace(shard, name="id") for shard in tables.weights()])
     with torch.no_grad():
         rows = tables.lookup(torch.arange(ROWS))
     return all(torch.equal(row, expected["id"]) for row in rows.values())
@@ -178,8 +179,8 @@ def _spec() -> TableSpec:
     return TableSpec(("id", "aligned"), ROWS, DIM, lr=0.1, weight_decay=0.0)
 
 
-def _ranks() -> Ranks:
-    return Ranks(dist.get_rank(), dist.get_world_size(), CPU, _group())
+def _context() -> DistributedContext:
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), CPU, _group())
 
 
 def _group() -> dist.ProcessGroup:

@@ -32,27 +32,27 @@ def test_the_moments_of_a_reused_row_start_at_zero() -> None:
         rows = tables.lookup(torch.from_numpy(ids), torch.from_numpy(seen))
         new = torch.from_numpy(ids[rows["id"].any(1).numpy() & ~before])
         assert len(new)
-        held = {part.name: part.tensor for part in tables.parts()}
-        wanted = (held["id.ids"][..., None] == new).any(-1).flatten()
+        tensors = {shard.name: shard.tensor for shard in tables.shards()}
+        wanted = (tensors["id.ids"][..., None] == new).any(-1).flatten()
         for moment in ("exp_avg", "exp_avg_sq") if step else ():
-            assert held[f"id.{moment}"][1:][~wanted].any() and not held[f"id.{moment}"][1:][wanted].any()
+            assert tensors[f"id.{moment}"][1:][~wanted].any() and not tensors[f"id.{moment}"][1:][wanted].any()
         sum(row.square().sum() for row in rows.values()).backward()
 
 
-def test_parts_elsewhere_start_anew_with_the_rows_of_a_table() -> None:
+def test_followers_start_anew_with_the_rows_of_a_table() -> None:
     tables = worker.build("torch row_wise rowwise_adagrad")
-    part = next(part for part in tables.weights() if part.name == "id")
-    tables.followers = [replace(part, tensor=torch.zeros_like(part.tensor))]
+    shard = next(shard for shard in tables.weights() if shard.name == "id")
+    tables.followers = [replace(shard, tensor=torch.zeros_like(shard.tensor))]
     drawn = set[int]()
     for step in range(3):
         (ids, seen, _), *_ = worker.asked(step, 1)
-        before, old = tables.followers[0].tensor.clone(), part.tensor.clone()
+        before, old = tables.followers[0].tensor.clone(), shard.tensor.clone()
         tables.lookup(torch.from_numpy(ids), torch.from_numpy(seen))
-        new = (part.tensor != old).any(1)
-        assert new.any() and torch.equal(tables.followers[0].tensor[new], part.tensor[new])
+        new = (shard.tensor != old).any(1)
+        assert new.any() and torch.equal(tables.followers[0].tensor[new], shard.tensor[new])
         assert torch.equal(tables.followers[0].tensor[~new], before[~new])
         drawn |= {*new.nonzero().flatten().tolist()}
-    assert len(drawn) < len(part.tensor) - 1
+    assert len(drawn) < len(shard.tensor) - 1
 
 
 def test_an_id_without_a_row_has_zeros_and_gives_no_gradient() -> None:
@@ -60,9 +60,9 @@ def test_an_id_without_a_row_has_zeros_and_gives_no_gradient() -> None:
     ids, seen = torch.tensor([0, 3, 4]), torch.tensor([0, 2, 1])
     rows = tables.lookup(ids, seen)
     assert rows["id"][0].all() and rows["id"][1].all() and not rows["id"][2].any()
-    before = {part.name: part.tensor.clone() for part in tables.parts()}
+    before = {shard.name: shard.tensor.clone() for shard in tables.shards()}
     rows["id"][2].sum().backward()
-    assert all(torch.equal(before[part.name], part.tensor) for part in tables.parts())
+    assert all(torch.equal(before[shard.name], shard.tensor) for shard in tables.shards())
 
 
 def test_the_map_of_a_frozen_table_stays_as_it_is() -> None:
@@ -78,18 +78,22 @@ def test_all_rows_that_a_step_changes_are_told_before_they_change() -> None:
     tables = worker.build("torch row_wise rowwise_adagrad")
     changes = 0
     for step in range(worker.STEPS):
-        before = {part.name: part.tensor.clone() for part in tables.parts() if part.name in ("id", "aligned.momentum1")}
+        before = {
+            shard.name: shard.tensor.clone() for shard in tables.shards() if shard.name in ("id", "aligned.momentum1")
+        }
         told = []
 
         def tell(rows: torch.Tensor, before: dict[str, torch.Tensor] = before, told: list[int] = told) -> None:
-            assert all(torch.equal(part.tensor, before[part.name]) for part in tables.parts() if part.name in before)
+            assert all(
+                torch.equal(shard.tensor, before[shard.name]) for shard in tables.shards() if shard.name in before
+            )
             assert torch.equal(rows, rows.unique())
             told += rows.tolist()
 
         (ids, seen, gradient), *_ = worker.asked(step, 1)
         rows = tables.lookup(torch.from_numpy(ids), torch.from_numpy(seen), tell)
         sum((row * torch.from_numpy(gradient)).sum() for row in rows.values()).backward()
-        after = {part.name: part.tensor for part in tables.parts()}
+        after = {shard.name: shard.tensor for shard in tables.shards()}
         for name, old in before.items():
             changed = (after[name] != old).view(len(old), -1).any(1).nonzero().flatten().tolist()
             assert set(changed) <= set(told)

@@ -9,6 +9,8 @@ from pad_dist.sparse.row_shards import row_range
 from tests.sparse import new_rows_worker as worker
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("saved_by", "loaded_by", "variant"),

@@ -4,11 +4,12 @@ import pytest
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
 from pad_dist.config import SparseConfig
-from pad_dist.devices import Device
 from pad_dist.errors import UserError
-from pad_dist.sparse.placement import Block, block_bytes, place
+from pad_dist.runtime.devices import Device
+from pad_dist.sparse.build import place
+from pad_dist.sparse.placement import Block, block_bytes
 from pad_dist.sparse.planning import planned
-from pad_dist.sparse.tables import TableSpec
+from pad_dist.sparse.spec import TableSpec
 
 GIB = 2**30
 GPU = Device("gpu", "cuda", 40 * GIB, 100 * GIB, 8)

@@ -8,9 +8,12 @@ import torch
 
 from pad_dist.config import SparseConfig
 from pad_dist.errors import UserError
-from pad_dist.sparse.tables import TableSpec, build_tables
+from pad_dist.sparse.build import build_tables
+from pad_dist.sparse.spec import TableSpec
 from tests.sparse import tables_worker as worker
 from tests.support.ranks import run_ranks
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 
@@ -24,11 +27,11 @@ def test_torchrec_and_torch_backends_learn_the_same_rows(world_size: int) -> Non
             assert difference < (1e-6 if config.endswith("fp32") else 8 * 2**-12), config
 
 
-def test_parts_of_all_ranks_make_the_whole_arrays_under_every_sharding() -> None:
-    first, second = run_ranks(worker.parts_of_trained, 2)
-    for variant, (parts, expected) in first.items():
+def test_shards_of_all_ranks_make_the_whole_arrays_under_every_sharding() -> None:
+    first, second = run_ranks(worker.shards_of_trained, 2)
+    for variant, (shards, expected) in first.items():
         made = {name: np.full_like(array, np.nan) for name, array in expected.items()}
-        for name, offsets, shape, values in [*parts, *second[variant][0]]:
+        for name, offsets, shape, values in [*shards, *second[variant][0]]:
             assert shape == made[name].shape
             sizes = zip(offsets, values.shape, strict=True)
             made[name][tuple(slice(at, at + size) for at, size in sizes)] = values
@@ -76,8 +79,8 @@ def test_a_shard_is_allocated_once_and_filled_where_it_lies() -> None:
         check=True,
     )
     for line in done.stdout.splitlines():
-        variant, grown, held = line.rsplit(maxsplit=2)
-        assert int(held) > 150e6 and 0.98 * int(held) < int(grown) < int(held) + 20e6, variant
+        variant, grown, size = line.rsplit(maxsplit=2)
+        assert int(size) > 150e6 and 0.98 * int(size) < int(grown) < int(size) + 20e6, variant
 
 
 def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do() -> None:

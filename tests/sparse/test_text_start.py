@@ -13,6 +13,8 @@ from tests.support.ranks import run_ranks
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
+pytestmark = pytest.mark.slow
+
 ITEMS, TEXT_DIM, DIM, STD = 50, 12, 8, 0.05
 ERASED = (3, 11)
 EMPTY = [0, *ERASED]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pad_dist.config import SparseConfig, TextConfig
 from pad_dist.sparse import text_start
-from pad_dist.sparse.tables import TableSpec, build_tables
+from pad_dist.sparse.build import build_tables
+from pad_dist.sparse.spec import TableSpec
 from pad_dist.sparse.text_rows import TextRows
 
 CPU = torch.device("cpu")

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from pad_dist.config_file import parse_config
+from pad_dist.config.load import parse_config
 from pad_dist.data.batches import Batch
-from pad_dist.entry import user_errors
+from pad_dist.distributed.context import launched
 from pad_dist.evaluation import evaluate
 from pad_dist.evaluation.evaluate import validate
+from pad_dist.runtime.entry import user_errors
 from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.train import Trainer, train_stage
-from pad_dist.training.ranks import launched
+from pad_dist.stages.steps import Stepper
+from pad_dist.stages.train import train_stage
+from tests.support.stages import stage_of
 
 Faults = dict[int, tuple[str, int]]
 """{step: (what happens before it, on which rank)}; step -1 is the second batch of the second validation."""
@@ -27,15 +29,20 @@ def train(settings: dict[str, Any], faults: Faults) -> None:
     _prepare(faults)
     with user_errors():
         config = parse_config(settings, "the test")
-        with launched(config.training) as ranks:
-            train_stage(config, "pretrain", ranks, validate)
+        with launched(config.training) as context:
+            train_stage(stage_of(config, "pretrain"), context, validate)
 
 
 def _prepare(faults: Faults) -> None:
-    step, forward, slices, rank = Trainer.step, StageObjective.forward, evaluate.rank_targets, int(os.environ["RANK"])
+    step, forward, rank_targets, rank = (
+        Stepper.step,
+        StageObjective.forward,
+        evaluate.rank_targets,
+        int(os.environ["RANK"]),
+    )
     now, validated = [""], [0]
 
-    def faulty_step(self: Trainer, number: int, batch: Batch) -> torch.Tensor:
+    def faulty_step(self: Stepper, number: int, batch: Batch) -> torch.Tensor:
         what, where = faults.get(number, ("", rank))
         now[0] = what if where == rank else ""
         if what == "nothing":
@@ -52,9 +59,9 @@ def _prepare(faults: Faults) -> None:
         if validated[0] == 6:  # four batches each
             what, where = faults.get(-1, ("", rank))
             _happen(what if where == rank else "")
-        return slices(*args)
+        return rank_targets(*args)
 
-    Trainer.step = faulty_step  # type: ignore[method-assign]
+    Stepper.step = faulty_step  # type: ignore[method-assign]
     StageObjective.forward = faulty_forward  # type: ignore[method-assign]
     evaluate.rank_targets = faulty_ranking
 

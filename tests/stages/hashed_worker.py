@@ -10,10 +10,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from pad_dist.config import StageName
-from pad_dist.config_file import parse_config
-from pad_dist.stages.system import System, build_system, initialise, load_trained, load_weights
-from pad_dist.training.ranks import Ranks
+from pad_dist.config.load import parse_config
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.stages.spec import StageSpec
+from pad_dist.stages.stage_runtime import StageRuntime, build_runtime, initialise, load_trained, load_weights
 from tests.stages import resume_worker
+from tests.support.stages import stage_of
 
 Vectors = dict[str, NDArray[np.float32]]
 Run = tuple[dict[str, Any], StageName]
@@ -21,33 +23,37 @@ Cut = tuple[dict[str, Any], StageName, str]
 """A run that ended early, and its newest checkpoint."""
 
 
-def held_and_resumed(
+def loaded_and_resumed(
     checkpoints: list[tuple[dict[str, Any], StageName, str]],
 ) -> list[tuple[Vectors, dict[int, float]]]:
     """Of each cut run: item vectors of its checkpoint, then the losses of the steps that were left."""
-    held = []
+    loaded = []
     for settings, stage, path in checkpoints:
-        system = build_system(parse_config(settings, "the test"), stage, _ranks())
-        load_weights(system, path)
-        held.append(_vectors(system))
+        runtime = build_runtime(_stage((settings, stage)), _context())
+        load_weights(runtime, path)
+        loaded.append(_vectors(runtime))
     losses = resume_worker.losses([(settings, stage) for settings, stage, _ in checkpoints], None)
-    return list(zip(held, losses, strict=True))
+    return list(zip(loaded, losses, strict=True))
 
 
 def started(trained: Run, follower: Run) -> tuple[Vectors, Vectors]:
     """Item vectors of a trained stage, and of another one before its first step."""
-    settings, stage = follower
-    system = build_system(parse_config(settings, "the test"), stage, _ranks())
-    initialise(system)
-    return _vectors(load_trained(parse_config(trained[0], "the test"), trained[1], _ranks())), _vectors(system)
+    runtime = build_runtime(_stage(follower), _context())
+    initialise(runtime)
+    return _vectors(load_trained(_stage(trained), _context())), _vectors(runtime)
 
 
-def _vectors(system: System) -> Vectors:
+def _stage(run: Run) -> StageSpec:
+    settings, name = run
+    return stage_of(parse_config(settings, "the test"), name)
+
+
+def _vectors(runtime: StageRuntime) -> Vectors:
     with torch.no_grad():
-        rows = system.rows(torch.arange(system.dataset.items + 1))
-    return {name: rows[name].numpy() for name in system.tables.spec.names}
+        rows = runtime.rows(torch.arange(runtime.dataset.items + 1))
+    return {name: rows[name].numpy() for name in runtime.tables.spec.names}
 
 
-def _ranks() -> Ranks:
+def _context() -> DistributedContext:
     assert dist.group.WORLD is not None
-    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)

@@ -1,4 +1,4 @@
-"""A tiny system in memory: what the objective's tests compute with, here and on several ranks."""
+"""A tiny model in memory: what the objective's tests compute with, here and on several ranks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from pad_dist.config import Config, StageName
+from pad_dist.config import Config
 from pad_dist.data.batches import Batch, Rows
-from pad_dist.model.pad import Pad
 from pad_dist.stages.objective import StageObjective
-from pad_dist.stages.parts import parts
-from tests.support.stages import STAGES
+from tests.support.stages import STAGES, stage_of
 
 ITEMS, DIM, TEXT_DIM = 9, 8, 5
 CATALOGUE = 60
@@ -23,16 +21,17 @@ LOSSES: dict[str, dict[str, object]] = {
     "softmax": {"kind": "softmax"},
 }
 ALIGNMENTS: dict[str, dict[str, object]] = {
-    "unique items": {"samples": "unique", "kernel": "laplace"},
-    "InfoNCE": {"alignment": "infonce"},
+    "unique items": {"alignment": {"samples": "unique", "kernel": "laplace"}},
+    "InfoNCE": {"alignment": {"kind": "infonce"}},
     "no anchor": {"anchor": False},
 }
 
 
-def config(**sections: object) -> Config:
+def config(disentangle: dict[str, object] | None = None, **sections: object) -> Config:
     """A small config; dropout is off unless a test says otherwise."""
-    values = {"model": {"dim": DIM, "max_length": 4, "dropout": 0.0, "gate_init": "ramps"}, **sections}
-    return Config.model_validate({"name": "tiny", **values})
+    model = {"dim": DIM, "max_length": 4, "dropout": 0.0}
+    mixture = {"gate_init": "ramps", **(disentangle or {})}
+    return Config.model_validate({"name": "tiny", "model": model, "disentangle": mixture, **sections})
 
 
 def rows() -> Rows:
@@ -68,7 +67,7 @@ def batch() -> Batch:
     )
 
 
-def part(whole: Batch, rank: int) -> Batch:
+def share(whole: Batch, rank: int) -> Batch:
     """The first two sequences for rank 0, the last for rank 1; the samples of MK-MMD are divided too.
 
     An item that occurs twice occurs on both.
@@ -84,18 +83,19 @@ def part(whole: Batch, rank: int) -> Batch:
     )
 
 
-def objective(stage: StageName, settings: Config, group: dist.ProcessGroup | None = None) -> StageObjective:
+def objective(stage: str, settings: Config, group: dist.ProcessGroup | None = None) -> StageObjective:
     """The stage's loss over a model with weights that are always the same."""
     torch.manual_seed(0)
-    made_of = parts(settings, stage)
-    pad = Pad(made_of.experts, settings.model, TEXT_DIM, made_of.gate, made_of.log_mix, made_of.head)
-    return StageObjective(pad, stage, settings, CATALOGUE, group).train()
+    spec = stage_of(settings, stage)
+    model = spec.build_model(TEXT_DIM)
+    auxiliary = spec.auxiliary_loss(spec.auxiliary, group) if spec.auxiliary_loss else None
+    return StageObjective(spec, model, auxiliary, CATALOGUE, group.size() if group else 1).train()
 
 
 def values() -> dict[tuple[str, str], float]:
     """This rank's value of every stage's loss, {(name of the variant, stage): value}."""
     return {
-        (name, stage): objective(stage, settings, dist.group.WORLD)(part(batch(), dist.get_rank()), rows()).item()
+        (name, stage): objective(stage, settings, dist.group.WORLD)(share(batch(), dist.get_rank()), rows()).item()
         for name, settings in variants().items()
         for stage in STAGES
     }

@@ -9,7 +9,7 @@ import torch
 from tests.support.parity import METHODS, OTHERS, Losses, launch, write_settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-KERNELS = [f"0 fp32 align.kernel={kernel}" for kernel in ("laplace", "linear", "cosine")]
+KERNELS = [f"0 fp32 align.alignment.kernel={kernel}" for kernel in ("laplace", "linear", "cosine")]
 OPTIMIZERS = [f"0 fp32 sparse.optimizer={name}" for name in ("adagrad", "adamw", "sgd")]
 EVERY = ["0 fp32", "0 bf16", *OTHERS, *METHODS, *KERNELS, *OPTIMIZERS]
 VARIANTS = [f"{variant} sparse.backend=torch" for variant in EVERY]
@@ -18,11 +18,11 @@ VARIANTS = [f"{variant} sparse.backend=torch" for variant in EVERY]
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
     """20 losses per device, variant and stage."""
-    found = {}
+    by_device = {}
     for device in ("cpu", "cuda"):
         folder = tmp_path_factory.mktemp(device)
-        found[device] = launch(1, write_settings(folder, device=device), folder / "losses.json", VARIANTS)
-    return found
+        by_device[device] = launch(1, write_settings(folder, device=device), folder / "losses.json", VARIANTS)
+    return by_device
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

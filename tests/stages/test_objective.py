@@ -10,9 +10,11 @@ import torch
 from torch.nn.functional import gelu
 
 from pad_dist.config import StageName
-from pad_dist.objectives.info_nce import info_nce
-from pad_dist.objectives.mk_mmd import mk_mmd
-from pad_dist.objectives.recommendation import approx_ndcg_sum, bce_sum, gbce_beta, gbce_sum, softmax_sum
+from pad_dist.objectives.alignments.info_nce import info_nce
+from pad_dist.objectives.alignments.mk_mmd import mk_mmd
+from pad_dist.objectives.losses.bce import bce_sum, gbce_beta, gbce_sum
+from pad_dist.objectives.losses.softmax import softmax_sum
+from pad_dist.objectives.mixture import approx_ndcg_sum
 from tests.stages.objective_worker import (
     CATALOGUE,
     DIM,
@@ -32,7 +34,7 @@ from tests.support.stages import STAGES
 def test_bce_takes_its_own_negatives() -> None:
     paired = replace(batch(), negatives=torch.tensor([3, 1, 7, 8, 2, 4]), shared_negatives=False)
     loss = objective("pretrain", config(training={"loss": {"kind": "bce"}}))
-    output = loss.pad(paired, rows())
+    output = loss.model(paired, rows())
     torch.testing.assert_close(loss(paired, rows()), bce_sum(output.users["id"], output.items["id"], paired) / 6)
 
 
@@ -47,43 +49,45 @@ def test_every_stage_can_learn_from_every_loss(stage: StageName, loss: str) -> N
         "softmax": softmax_sum,
     }
     module = objective(stage, config(training={"loss": LOSSES[loss]}, align={"gamma": 0}))
-    mixture = module.pad(batch(), rows()).mixture()  # of one expert, where there is but one
+    mixture = module.model(batch(), rows()).mixture()  # of one expert, where there is but one
     torch.testing.assert_close(module(batch(), rows()), sums[loss](*mixture, batch()) / 6)
 
 
 def test_align_adds_gamma_times_the_discrepancy_of_projected_text_and_anchors() -> None:
     loss = objective("align", config(align={"gamma": 0.7}))
     alone = objective("align", config(align={"gamma": 0}))(batch(), rows())
-    output = loss.pad(batch(), rows())
+    output = loss.model(batch(), rows())
     assert output.projected is not None and output.anchored is not None
     expected = alone + 0.7 * mk_mmd(output.projected, output.anchored, batch().occurrences)
     assert expected > alone
     torch.testing.assert_close(loss(batch(), rows()), expected)
 
 
-@pytest.mark.parametrize("align", [{"samples": "unique", "kernel": "laplace"}, {"alignment": "infonce"}])
-def test_unique_samples_are_items_once_and_no_padding(align: dict[str, str]) -> None:
-    loss = objective("align", config(align={"gamma": 0.7, "temperature": 0.3, **align}))
+@pytest.mark.parametrize(
+    "alignment", [{"samples": "unique", "kernel": "laplace"}, {"kind": "infonce", "temperature": 0.3}]
+)
+def test_unique_samples_are_items_once_and_no_padding(alignment: dict[str, object]) -> None:
+    loss = objective("align", config(align={"gamma": 0.7, "alignment": alignment}))
     alone = objective("align", config(align={"gamma": 0}))(batch(), rows())
-    output = loss.pad(batch(), rows())
+    output = loss.model(batch(), rows())
     assert output.projected is not None and output.anchored is not None
     kept = (batch().occurrences > 0) & (batch().items > 0)
     samples = (output.projected[kept], output.anchored[kept], torch.ones(7))
-    expected = info_nce(*samples, temperature=0.3) if "alignment" in align else mk_mmd(*samples, kernel="laplace")
+    expected = info_nce(*samples, temperature=0.3) if "kind" in alignment else mk_mmd(*samples, kernel="laplace")
     torch.testing.assert_close(loss(batch(), rows()), alone + 0.7 * expected)
 
 
 @pytest.mark.parametrize("fusion", ["sum", "concat"])
 def test_without_the_anchor_only_the_alignment_teaches(fusion: str) -> None:
-    model = {"dim": DIM, "max_length": 4, "fusion": fusion, "dropout": 0.0}
+    model = {"dim": DIM, "max_length": 4, "aligned": {"fusion": fusion}, "dropout": 0.0}
     loss = objective("align", config(model=model, align={"gamma": 0.7, "anchor": False}))
     looked_up = rows()
     value = loss(batch(), looked_up)
-    output = loss.pad(batch(), rows())
+    output = loss.model(batch(), rows())
     assert output.projected is not None and output.anchored is not None
     torch.testing.assert_close(value, 0.7 * mk_mmd(output.projected, output.anchored, batch().occurrences))
     value.backward()
-    for name, parameter in loss.pad.named_parameters():
+    for name, parameter in loss.model.named_parameters():
         learns = "projector" in name
         assert parameter.requires_grad is learns and (parameter.grad is not None) is learns, name
     assert looked_up["aligned"].grad is not None and looked_up["aligned"].grad.any()
@@ -93,7 +97,7 @@ def test_without_the_anchor_only_the_alignment_teaches(fusion: str) -> None:
 def test_a_mixture_may_learn_from_ndcg_and_more_from_rare_targets(power: float) -> None:
     settings = config(disentangle={"loss": "ndcg", "ndcg_temperature": 0.4, "gate": "smooth", "rare_power": power})
     loss = objective("disentangle", settings)
-    users, items = loss.pad(batch(), rows()).mixture()
+    users, items = loss.model(batch(), rows()).mixture()
     rarity = 1 / (1 + (1 + rows()["frequency"][batch().targets]).float().log())
     expected = torch.full((9,), 4 / CATALOGUE)
     total = approx_ndcg_sum(users, items, batch(), expected, 0.4, rarity**power)
@@ -103,8 +107,8 @@ def test_a_mixture_may_learn_from_ndcg_and_more_from_rare_targets(power: float) 
 def test_two_experts_without_a_gate_are_mixed_alike() -> None:
     settings = config(disentangle={"experts": ["text", "id"], "gate": "none"})
     loss = objective("disentangle", settings)
-    output = loss.pad(batch(), rows())
-    assert list(output.users) == ["id", "text"] and loss.pad.gate is None
+    output = loss.model(batch(), rows())
+    assert list(output.users) == ["id", "text"] and loss.model.gate is None
     users = torch.cat([output.users["id"], output.users["text"]], dim=1)
     items = torch.cat([output.items["id"], output.items["text"]], dim=1) / 2
     torch.testing.assert_close(loss(batch(), rows()), softmax_sum(users, items, batch()) / 6)
@@ -120,16 +124,16 @@ def test_items_without_occurrences_are_no_samples() -> None:
 
 @pytest.mark.parametrize("fusion", ["sum", "concat"])
 def test_an_item_without_a_row_is_made_of_its_text_and_is_no_sample(fusion: str) -> None:
-    model = {"dim": DIM, "max_length": 4, "dropout": 0.0, "fusion": fusion}
+    model = {"dim": DIM, "max_length": 4, "dropout": 0.0, "aligned": {"fusion": fusion}}
     lacking = rows()
     lacking["aligned"] = torch.where(torch.arange(ITEMS)[:, None] == 7, 0, lacking["aligned"])
     loss = objective("align", config(model=model, align={"gamma": 0.7}))
-    output = loss.pad(batch(), lacking)
+    output = loss.model(batch(), lacking)
     assert output.projected is not None and output.anchored is not None
     if fusion == "sum":
         torch.testing.assert_close(output.items["aligned"][7], output.projected[7])
     else:
-        own = loss.pad.experts["aligned"].fusion[1]
+        own = loss.model.experts["aligned"].fusion[1]
         torch.testing.assert_close(
             output.items["aligned"][7], gelu(output.projected[7] @ own.weight[:, DIM:].T + own.bias)
         )
@@ -160,7 +164,7 @@ def test_expert_loss_adds_exactly_the_trained_experts_own_losses() -> None:
     freeze = ["id"]
     alone = objective("disentangle", config(disentangle={"freeze": freeze}))(batch(), rows())
     loss = objective("disentangle", config(disentangle={"freeze": freeze, "expert_loss": 0.5}))
-    output = loss.pad(batch(), rows())
+    output = loss.model(batch(), rows())
     own = {name: softmax_sum(output.users[name], output.items[name], batch()) for name in output.users}
     torch.testing.assert_close(loss(batch(), rows()), alone + 0.5 * (own["aligned"] + own["text"]) / 6)
 
@@ -173,20 +177,20 @@ def test_frozen_experts_get_no_gradient_and_the_others_do(freeze: list[str]) -> 
     looked_up = rows()
     loss(batch(), looked_up).backward()
     for name in ("id", "aligned", "text"):
-        learns = [p.grad is not None and bool(p.grad.any()) for p in loss.pad.experts[name].parameters()]
+        learns = [p.grad is not None and bool(p.grad.any()) for p in loss.model.experts[name].parameters()]
         assert set(learns) == {name not in freeze}, name
     for table in ("id", "aligned"):
         assert (looked_up[table].grad is None) is (table in freeze), table
-    assert loss.pad.gate is not None and loss.pad.gate.logits.grad is not None
+    assert loss.model.gate is not None and loss.model.gate.logits.grad is not None
 
 
 def test_frozen_experts_score_without_dropout_whenever_training_goes_on() -> None:
     model = {"dim": 8, "max_length": 4, "dropout": 0.5}
     loss = objective("disentangle", config(model=model, disentangle={"freeze": ["id", "aligned"]}))
     loss.eval()
-    still = loss.pad(batch(), rows())
+    still = loss.model(batch(), rows())
     loss.train()
-    one, other = loss.pad(batch(), rows()), loss.pad(batch(), rows())
+    one, other = loss.model(batch(), rows()), loss.model(batch(), rows())
     for name in ("id", "aligned"):
         assert one.users[name].equal(still.users[name]) and one.items[name].equal(still.items[name]), name
     assert not one.users["text"].equal(other.users["text"])

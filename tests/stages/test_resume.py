@@ -18,6 +18,8 @@ from tests.support.stages import STAGES
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
 
+pytestmark = pytest.mark.slow
+
 STEPS, STOP, SAVED = 12, 10, 9  # six steps an epoch
 Runs = list[tuple[dict[str, Any], StageName]]
 
@@ -38,16 +40,16 @@ def settings(
     backbone: str = "sasrec",
     asynchronous: bool = False,
     method: str = "pad",
-    average: float = 0.0,
+    ema_decay: float = 0.0,
     **training: Any,
 ) -> dict[str, Any]:
-    stage = {"epochs": 2, "sparse_lr": 0.02, "average": average}
+    stage = {"epochs": 2, "sparse_lr": 0.02, "ema_decay": ema_decay}
     return {
         "name": "resume",
         "method": method,
         "out": str(out),
         "dataset": dataset,
-        "model": {"dim": 16, "max_length": 8, "dropout": dropout, "backbone": backbone},
+        "model": {"dim": 16, "max_length": 8, "dropout": dropout, "backbone": {"kind": backbone}},
         "training": {"batch_size": 8, "loss": {"negatives": 30}, **training},
         # Training that waits for its saves goes on from the last one before it was killed.
         "checkpoint": {"every": 3, "asynchronous": asynchronous},
@@ -79,17 +81,17 @@ def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_p
             (
                 settings(
                     dataset,
-                    tmp_path / name / f"{z}{p}{b}{share}",
+                    tmp_path / name / f"{z}{p}{b}{decay}",
                     dropout=0.2,
                     backbone=b,
                     asynchronous=a,
                     zero_stage=z,
                     precision=p,
-                    average=share,
+                    ema_decay=decay,
                 ),
                 "pretrain",
             )
-            for z, p, b, share in VARIANTS
+            for z, p, b, decay in VARIANTS
         ]
         for name, a in (("whole", True), ("cut", False))
     )
@@ -106,12 +108,12 @@ def test_the_rest_of_a_stage_is_that_of_an_uninterrupted_run(dataset: str, tmp_p
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_what_is_kept_is_the_running_average_of_what_is_trained(dataset: str, tmp_path: Path, world_size: int) -> None:
+def test_what_is_kept_is_the_moving_average_of_what_is_trained(dataset: str, tmp_path: Path, world_size: int) -> None:
     plain = settings(dataset, tmp_path / "plain")
     plain["checkpoint"]["keep"] = 9
-    averaged = settings(dataset, tmp_path / "averaged", average=0.75)
+    averaged = settings(dataset, tmp_path / "averaged", ema_decay=0.75)
     averaged["pretrain"] = averaged["pretrain"] | {"epochs": 3}
-    plain["pretrain"] = averaged["pretrain"] | {"average": 0.0}
+    plain["pretrain"] = averaged["pretrain"] | {"ema_decay": 0.0}
     train([(plain, "pretrain"), (averaged, "pretrain")], world_size)
     first, second, third = (weights(tmp_path / "plain", "pretrain", step) for step in (6, 12, 18))
     kept = weights(tmp_path / "averaged", "pretrain", 18)
@@ -125,8 +127,8 @@ def test_what_is_kept_is_the_running_average_of_what_is_trained(dataset: str, tm
             np.testing.assert_array_equal(kept[name.replace("id@", "id.trained@")], last)
     result = storage.read_json(f"{tmp_path}/averaged/pretrain/result.json")
     assert result["epoch"] > 1
-    for found in run_ranks(worker.score, world_size, averaged, "pretrain"):
-        assert found == result["valid"]
+    for metrics in run_ranks(worker.score, world_size, averaged, "pretrain"):
+        assert metrics == result["valid"]
 
 
 def test_every_stage_goes_on_at_another_world_size_and_zero_stage(dataset: str, tmp_path: Path) -> None:
@@ -190,12 +192,12 @@ def test_other_methods_go_on_as_if_nothing_had_happened(dataset: str, tmp_path: 
 def test_more_ranks_than_users_train_the_same_with_checkpoints_in_another_place(tmp_path: Path) -> None:
     few = write_tiny_dataset(tmp_path / "dataset", random_sequences(3, 60, seed=1), 60)
     write_tiny_text(few, 12)
-    found = []
+    losses = []
     for count in (1, 4):
         elsewhere = {"checkpoint": {"root": f"{tmp_path}/kept {count}"}}
-        found.append(train([(settings(few, tmp_path / f"{count}") | elsewhere, stage) for stage in STAGES], count))
+        losses.append(train([(settings(few, tmp_path / f"{count}") | elsewhere, stage) for stage in STAGES], count))
         assert not list((tmp_path / f"{count}").glob("*/step-*"))
         assert {path.parent.name for path in (tmp_path / f"kept {count}").glob("*/step-*")} == set(STAGES)
-    for one, four in zip(*found, strict=True):
+    for one, four in zip(*losses, strict=True):
         assert one.keys() == four.keys() == {0, 1}
         assert [four[step] for step in one] == pytest.approx(list(one.values()), rel=1e-5)

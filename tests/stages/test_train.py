@@ -1,4 +1,4 @@
-"""What a stage's trainer takes from the config, and what it needs to be installed."""
+"""What a stage takes from the config, and what it needs to be installed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from pad_dist.config_file import parse_config
+from pad_dist.config.load import parse_config
+from pad_dist.distributed.context import DistributedContext
 from pad_dist.errors import UserError
-from pad_dist.stages.system import build_system
-from pad_dist.stages.train import Bests
-from pad_dist.training.loop import Best
-from pad_dist.training.ranks import Ranks
+from pad_dist.stages.stage_runtime import build_runtime
+from pad_dist.training.loop import Best, Bests
 from tests.support.parity import WORKER, write_settings
+from tests.support.stages import stage_of
 from tests.support.tiny_dataset import random_sequences, write_tiny_dataset
 from tests.support.tiny_text import write_tiny_text
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,10 +74,10 @@ def test_the_torch_backend_trains_where_neither_torchrec_nor_fbgemm_is_installed
 
 def test_a_stage_may_have_a_dropout_of_its_own(tmp_path: Path) -> None:
     values = tiny(tmp_path) | {"sparse": {"backend": "torch"}, "pretrain": {"dropout": 0.6}}
-    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    context = DistributedContext(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     for stage, dropout in (("pretrain", 0.6), ("align", 0.3)):
-        pad = build_system(parse_config(values, "x"), stage, ranks).pad  # type: ignore[arg-type]
-        assert {module.p for module in pad.modules() if isinstance(module, nn.Dropout)} == {dropout}
+        model = build_runtime(stage_of(parse_config(values, "x"), stage), context).model
+        assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {dropout}
 
 
 def test_the_best_validation_is_the_last_one_whose_checkpoint_was_written() -> None:

@@ -6,6 +6,8 @@ import pytest
 from tests.support.parity import METHODS, OTHERS, Losses, launch, write_settings
 from tests.support.stages import STAGES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Losses]:
@@ -38,7 +40,7 @@ def test_bf16_stays_near_fp32(losses: dict[int, Losses], stage: str, zero: str) 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", OTHERS)
-def test_two_ranks_take_the_steps_of_one_with_other_losses_backbones_and_parts(
+def test_two_ranks_take_the_steps_of_one_with_other_losses_backbones_and_experts(
     losses: dict[int, Losses], stage: str, variant: str
 ) -> None:
     np.testing.assert_allclose(losses[2][variant][stage], losses[1][variant][stage], rtol=1e-5)
@@ -57,8 +59,8 @@ def test_two_ranks_take_the_steps_of_one_in_every_stage_of_every_method(
 
 
 def test_methods_have_their_stages_and_share_what_is_the_same(losses: dict[int, Losses]) -> None:
-    found = losses[1]
-    stages = {variant.split()[2]: list(found[variant]) for variant in METHODS}
+    one = losses[1]
+    stages = {variant.split()[2]: list(one[variant]) for variant in METHODS}
     assert stages.pop("disentangle.trained_text=true") == ["pretrain", "align", "pretrain_text", "disentangle"]
     assert stages.pop("disentangle.mix=log_probabilities") == ["pretrain", "align", "disentangle"]
     assert stages == {
@@ -71,9 +73,9 @@ def test_methods_have_their_stages_and_share_what_is_the_same(losses: dict[int, 
         "method=rlmrec_con": ["pretrain"],
         "method=rlmrec_gen": ["pretrain"],
     }
-    pretrain = found["0 fp32"]["pretrain"]
-    assert found[METHODS[0]]["pretrain"] == found[METHODS[4]]["pretrain"] == pretrain
-    assert found[METHODS[5]]["pretrain"] != pretrain
+    pretrain = one["0 fp32"]["pretrain"]
+    assert one[METHODS[0]]["pretrain"] == one[METHODS[4]]["pretrain"] == pretrain
+    assert one[METHODS[5]]["pretrain"] != pretrain
 
 
 @pytest.mark.parametrize("variant", ["0 fp32", *OTHERS])

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
+from pad_dist.checkpoint.saver import Saver
 from pad_dist.config import CheckpointConfig
-from pad_dist.sparse.tables import Part
-from pad_dist.training.ranks import Ranks
-from pad_dist.training.saving import Saver
+from pad_dist.distributed.context import DistributedContext
+from pad_dist.sparse.spec import TableShard
 
 
 def save(
     directory: str,
     step: int,
-    parts: Sequence[Part],
-    ranks: Ranks,
+    shards: Sequence[TableShard],
+    context: DistributedContext,
     *,
     dense: dict[str, Tensor] | None = None,
     best: int | None = None,
@@ -25,7 +25,7 @@ def save(
     **settings: Any,
 ) -> None:
     """Write one checkpoint and wait for it; `settings` are those of `checkpoint`. Collective."""
-    with Saver(directory, CheckpointConfig(**settings), ranks, print) as saver:
+    with Saver(directory, CheckpointConfig(**settings), context, print) as saver:
         saver.save(
-            step, parts=parts, dense=dense or {}, optimizer={}, best=step if best is None else best, meta=meta or {}
+            step, shards=shards, dense=dense or {}, optimizer={}, best=step if best is None else best, meta=meta or {}
         )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from pad_dist.config import Config
-from pad_dist.config_file import parse_config
-from pad_dist.data import versions
-from pad_dist.data.manifest import read_manifest
+from pad_dist.config.load import parse_config
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import read_manifest
 
 SHARDS = 3
 

@@ -21,7 +21,7 @@ def fail(path: str, stays: bool = False) -> None:
     Path(os.environ["FAILING_STORE"]).write_text(json.dumps({"path": path, "stays": stays, "down": False}))
 
 
-class FailingStore(LocalFileSystem):
+class FailingStore(LocalFileSystem):  # type: ignore[misc]  # fsspec is not typed
     """Fails with what an HTTP client raises, which is no OSError."""
 
     protocol = "failing"

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from pad_dist.config import DataConfig
-from pad_dist.data.lineage import input_files
+from pad_dist.dataset.lineage import input_files
 from spark_jobs.inputs import read_catalogue, read_events, reading
 
 ROWS = [("u1", "i1", 1.5e9), ("7", 'a "b", c\\', 2.0), ("ü", " i 3 ", 0.25)]

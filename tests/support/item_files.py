@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_dist import storage
-from pad_dist.data import versions
-from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import FileEntry, Manifest, write_manifest
 
 
 def write_items(directory: Path, texts: list[str], rows_per_file: int = 4) -> Manifest:

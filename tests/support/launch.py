@@ -38,11 +38,11 @@ class Launch:
         for number, rank in enumerate(self._ranks):
             if number != stopped:
                 rank.join(max(0.0, self._started + timeout - time.monotonic()))
-        found = [rank.exitcode for rank in self._ranks]
+        statuses = [rank.exitcode for rank in self._ranks]
         for rank in self._ranks:
             rank.kill()
             rank.join()
-        return found
+        return statuses
 
     def said(self) -> list[str]:
         """The lines that start with `pad-dist:`."""

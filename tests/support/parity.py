@@ -18,26 +18,26 @@ Losses = dict[str, dict[str, list[float]]]
 IN_BATCH = "training.loss.in_batch=20 training.loss.log_q=true"
 OTHERS = [
     "0 fp32 training.loss.kind=bce",
-    "0 fp32 training.loss.kind=gbce model.backbone=caser",
-    "0 fp32 training.loss.kind=softmax model.backbone=ligr",
-    f"3 fp32 {IN_BATCH} model.backbone=gru4rec model.blocks=2",
-    "2 fp32 align.alignment=infonce align.anchor=false disentangle.experts=[aligned,text] disentangle.gate=none",
+    "0 fp32 training.loss.kind=gbce model.backbone.kind=caser",
+    "0 fp32 training.loss.kind=softmax model.backbone.kind=ligr",
+    f"3 fp32 {IN_BATCH} model.backbone.kind=gru4rec model.backbone.layers=2",
+    "2 fp32 align.alignment.kind=infonce align.anchor=false disentangle.experts=[aligned,text] disentangle.gate=none",
 ]
-"""Each loss and each backbone once, and other parts."""
+"""Each loss and each backbone once, and other experts."""
 ALL_FROZEN = "disentangle.trained_text=true disentangle.freeze=[id,aligned,text]"
 SMOOTH = "disentangle.gate=smooth disentangle.loss=ndcg disentangle.rare_power=0.5"
 LOG_MIX = "disentangle.mix=log_probabilities"
-FOUR = "disentangle.experts=[id,aligned,text,neighbours]"
+FOUR = "disentangle.experts=[id,aligned,text,item_knn]"
 METHODS = [
     "0 fp32 method=id",
     "0 fp32 method=text training.loss.kind=gbce",
-    "2 fp32 method=whitenrec model.backbone=gru4rec",
+    "2 fp32 method=whitenrec model.backbone.kind=gru4rec",
     "0 fp32 method=llm_init model.dim=12 training.loss.kind=bce",
     "0 fp32 method=clip align.item_share=0.5",
     "0 fp32 method=ctrl align.item_share=0.5",
     "1 fp32 method=rlmrec_con training.loss.kind=softmax",
-    "3 fp32 method=rlmrec_gen model.backbone=ligr",
-    f"1 fp32 {ALL_FROZEN} model.backbone=caser",
+    "3 fp32 method=rlmrec_gen model.backbone.kind=ligr",
+    f"1 fp32 {ALL_FROZEN} model.backbone.kind=caser",
     f"0 fp32 {ALL_FROZEN} {FOUR} {SMOOTH} {LOG_MIX} disentangle.targets=valid text.transform=whiten",
     f"0 fp32 {LOG_MIX} {FOUR} disentangle.expert_loss=0.5 training.loss.kind=softmax",
 ]
@@ -51,7 +51,7 @@ def write_settings(folder: Path, **training: Any) -> Path:
         "name": "parity",
         "out": str(folder / "out"),
         "dataset": dataset,
-        "model": {"dim": 16, "max_length": 8, "dropout": 0.0, "positions": "end"},
+        "model": {"dim": 16, "max_length": 8, "dropout": 0.0, "backbone": {"positions": "end"}},
         "training": {"batch_size": 8, "loss": {"negatives": 30}} | training,
         # Small steps: what is compared is rounding, not how far training carries it.
         "align": {"sparse_lr": 0.02},

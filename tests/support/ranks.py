@@ -26,21 +26,21 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         for process in processes:
             process.start()
         try:
-            found = dict(_result(results, timeout) for _ in processes)
+            by_rank = dict(_result(results, timeout) for _ in processes)
             for process in processes:
                 process.join(timeout)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
-    return [found[rank] for rank in range(world_size)]
+    return [by_rank[rank] for rank in range(world_size)]
 
 
 def forkserver() -> Any:
     """A context whose processes are forks of one that has imported the engines, which takes longer than most tests."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pad_dist.launch", "tests.support.ranks"])
+    context.set_forkserver_preload(["pad_dist.pipeline.launch", "tests.support.ranks"])
     return context
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pad_dist.config_file import parse_config
+from pad_dist.config.load import parse_config
 from pad_dist.errors import UserError
 
 

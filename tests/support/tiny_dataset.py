@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pad_dist.data.manifest import FileEntry, Manifest, write_manifest
+from pad_dist.dataset.manifest import FileEntry, Manifest, write_manifest
 
 Sequences = list[list[int]]
 Splits = list[tuple[int, int, int]]
@@ -95,7 +95,7 @@ def write_tiny_dataset(
 
 
 def frequency_bins(frequency: np.ndarray) -> np.ndarray:
-    """Ten bins of equal interaction mass, most frequent items first (METHOD, data and split)."""
+    """Ten bins of equal interaction mass, most frequent items first (docs/method.md, "Data and split")."""
     order = np.argsort(-frequency, kind="stable")
     before = np.cumsum(frequency[order]) - frequency[order]
     bins = np.empty(len(frequency), np.int32)

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from pad_dist import storage
 from pad_dist.config import TextConfig
-from pad_dist.data import versions
-from pad_dist.data.manifest import FileEntry, Manifest, read_manifest
-from pad_dist.data.text_table import encode, manifest_url, recipe_name
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import FileEntry, Manifest, read_manifest
+from pad_dist.dataset.text_table import encode, manifest_url, recipe_name
 
 
 def write_tiny_text(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pad_dist.data import versions
-from pad_dist.data.manifest import read_manifest, write_manifest
+from pad_dist.dataset import versions
+from pad_dist.dataset.manifest import read_manifest, write_manifest
 from tests.support.tiny_dataset import Sequences, write_tiny_dataset
 
 

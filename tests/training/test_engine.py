@@ -1,5 +1,5 @@
+from tests.distributed import context_worker as worker
 from tests.support.ranks import run_ranks
-from tests.training import ranks_worker as worker
 
 
 def test_engines_load_no_compiled_op_and_leave_no_shared_memory() -> None:

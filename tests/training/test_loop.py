@@ -14,7 +14,7 @@ from torch import Tensor
 from pad_dist.config import StageConfig
 from pad_dist.data.batches import Batch
 from pad_dist.training.loop import Best, Metrics, Progress, Schedule, fit
-from pad_dist.training.metrics import Recorder
+from pad_dist.training.recorder import Recorder
 
 STEPS = 3
 NOTHING = torch.zeros(0)
@@ -39,41 +39,39 @@ class Stage:
     ) -> None:
         self.hits = iter(hits)
         self.nan = nan
-        self.left: list[str] = []
+        self.preempted = False
+        self.calls: list[str] = []
         self.saved: list[Progress] = []
         self.scales: list[float] = []
         schedule = Schedule(StageConfig(**settings), 16, STEPS, every, log_every, save_every, selects)
         start_step = start.step if start else None
         with Recorder("pretrain", str(folder), speaks=True, start_step=start_step) as recorder:
-            self.best = fit(
-                schedule,
-                start=start,
-                batches=self.batches,
-                train_step=self.step,
-                set_lr_scale=self.scales.append,
-                validate=self.validate,
-                save=self.save,
-                stopping=lambda: False,
-                counters=lambda: {"id.admitted": 5},
-                end_epoch=lambda epoch: self.left.append(f"end {epoch}"),
-                recorder=recorder,
-            )
+            self.best = fit(self, schedule, recorder, start)
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     def save(self, progress: Progress) -> Best:
         self.saved.append(progress)
         return progress.best
 
-    def batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        self.left.append(f"epoch {epoch}")
-        return iter([BATCH] * (STEPS - done))
+    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        self.calls.append(f"epoch {epoch}")
+        return iter([BATCH] * (STEPS - start_step))
 
     def step(self, number: int, batch: Batch) -> Tensor:
-        self.left.append("step")
+        self.calls.append("step")
         return torch.tensor(torch.nan if number in self.nan else 0.5)
 
+    def set_lr_scale(self, scale: float) -> None:
+        self.scales.append(scale)
+
+    def end_epoch(self, epoch: int) -> None:
+        self.calls.append(f"end {epoch}")
+
+    def counters(self) -> dict[str, int]:
+        return {"id.admitted": 5}
+
     def validate(self) -> Metrics:
-        self.left.append("validate")
+        self.calls.append("validate")
         hit = next(self.hits)
         return {"hr@10": hit, "ndcg@10": hit / 2, "cold": {"hr@10": hit / 4}}
 
@@ -84,7 +82,7 @@ class Stage:
 def test_an_epoch_is_all_its_steps_and_one_validation(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.1, 0.2, 0.3], epochs=2)
     epochs = [[f"epoch {n}", *["step"] * 3, f"end {n}", "validate"] for n in (1, 2)]
-    assert stage.left == ["validate", *epochs[0], *epochs[1]]
+    assert stage.calls == ["validate", *epochs[0], *epochs[1]]
 
 
 def test_every_validation_is_saved_with_the_best_so_far(tmp_path: Path) -> None:
@@ -103,18 +101,18 @@ def test_untrained_weights_are_kept_where_training_only_harms(tmp_path: Path) ->
 
 def test_no_epochs_leave_the_first_weights(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.3], epochs=0)
-    assert [now.best.epoch for now in stage.saved] == [0] and "step" not in stage.left
+    assert [now.best.epoch for now in stage.saved] == [0] and "step" not in stage.calls
 
 
 def test_where_validation_does_not_select_the_last_weights_are_kept_after_all_epochs(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.9, 0.3, 0.2, 0.2, 0.1, 0.1], epochs=5, patience=1, every=2, selects=False)
-    assert (stage.best.epoch, stage.best.step, stage.left.count("step")) == (5, 5 * STEPS, 5 * STEPS)
+    assert (stage.best.epoch, stage.best.step, stage.calls.count("step")) == (5, 5 * STEPS, 5 * STEPS)
     assert [now.best.epoch for now in stage.saved] == [0, 2, 4, 5]
 
 
 def test_training_stops_after_patience_without_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = Stage(tmp_path, [0.1, 0.3, 0.2, 0.2, 0.2, 0.9], epochs=50, patience=3)
-    assert (stage.best.epoch, stage.left.count("step")) == (1, 4 * STEPS)
+    assert (stage.best.epoch, stage.calls.count("step")) == (1, 4 * STEPS)
     assert "no better validation hr@10 for 3 epochs: stop, keep epoch 1" in capsys.readouterr().out
 
 
@@ -125,7 +123,7 @@ def test_validations_may_be_rare_and_the_last_epoch_has_one(tmp_path: Path) -> N
 
 def test_patience_counts_epochs_between_rare_validations_too(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.1, 0.2, 0.1, 0.1, 0.9], every=2, epochs=50, patience=4)
-    assert stage.left.count("validate") == 4 and stage.best.epoch == 2
+    assert stage.calls.count("validate") == 4 and stage.best.epoch == 2
 
 
 @pytest.mark.parametrize(("warmup", "expected"), [(0, [1.0]), (3, [0.25, 0.5, 0.75, 1.0]), (99, [0.01, 0.02, 0.03])])
@@ -156,7 +154,7 @@ def test_a_stage_goes_on_from_anything_it_has_saved(tmp_path: Path, stop: int) -
     rest = Stage(tmp_path / "rest", hits[validated:], start=start, **settings)
     assert rest.saved == whole.saved[stop + 1 :]
     assert rest.best == whole.best
-    assert rest.left.count("step") == whole.left.count("step") - start.step
+    assert rest.calls.count("step") == whole.calls.count("step") - start.step
     missing = whole.scales[start.step :]
     assert rest.scales[: len(missing)] == pytest.approx(missing)
 
@@ -164,7 +162,7 @@ def test_a_stage_goes_on_from_anything_it_has_saved(tmp_path: Path, stop: int) -
 def test_an_epoch_ends_once_also_where_training_was_ended_by_its_last_step(tmp_path: Path) -> None:
     start = Progress(1, STEPS, STEPS, Best(0, 0, {"hr@10": 0.1}))
     stage = Stage(tmp_path, [0.2, 0.3], start=start, epochs=2)
-    assert stage.left == ["epoch 1", "validate", "epoch 2", *["step"] * 3, "end 2", "validate"]
+    assert stage.calls == ["epoch 1", "validate", "epoch 2", *["step"] * 3, "end 2", "validate"]
 
 
 def test_a_resumed_stage_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:

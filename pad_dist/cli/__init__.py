@@ -1,0 +1,1 @@
+"""The pad-dist command, one module per group of subcommands."""

@@ -1,0 +1,1 @@
+"""Sequence encoders behind one interface: a module for each, which registers itself under its config section."""

@@ -1,0 +1,1 @@
+"""The steps of a run, and what each rank runs under a launcher."""

@@ -1,0 +1,1 @@
+"""What surrounds a process: entry and exit, child processes, devices, threads and checks of the machine."""
